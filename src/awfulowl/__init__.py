@@ -1,0 +1,1 @@
+"""Serve PyTorch models on machines you do not trust."""

@@ -1,0 +1,1 @@
+"""Cut weight matrices into blocks and join them again; say which modules can be cut, and how."""

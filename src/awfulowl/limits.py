@@ -1,0 +1,57 @@
+"""Every bound on what a peer may send or cost, by name, with its unit and its reason."""
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Bounds on peers; what is over a bound is refused before anything is allocated for it."""
+
+    max_payload_bytes: int = 8 * MIB
+    """One frame on the fabric. NATS advises against more than 8 MB."""
+
+    chunk_bytes: int = 1 * MIB
+    """Frames that we send. Throughput is flat from 1 MiB on (`benchmarks/fabric.py`)."""
+
+    max_message_bytes: int = 256 * MIB
+    """One message, whole. A 4096 x 16384 float32 sheet fits."""
+
+    max_header_bytes: int = 1 * MIB
+    """The msgpack part of a message: 16 bytes a handle, so tens of thousands of handles."""
+
+    max_partial_messages: int = 64
+    """Messages of one peer that may be under assembly at once."""
+
+    max_partial_bytes: int = 512 * MIB
+    """Bytes that one peer's unfinished messages may promise together."""
+
+    max_tensors: int = 1024
+    """Tensors in one message."""
+
+    max_dimensions: int = 8
+    """Dimensions of a tensor."""
+
+    max_handles: int = 65536
+    """Handles in one message."""
+
+    max_text_chars: int = 1024
+    """A reason given by a peer, cut when it is shown."""
+
+    max_in_flight: int = 1024
+    """Requests that one session may have open."""
+
+    credit_bytes: int = 16 * MIB
+    """Bytes of requests and promised answers under way per device: well under the broker's 64 MB per client."""
+
+    remembered_replies: int = 256
+    """Answers of `step` and other changes that a device keeps, so that a repeated request is not done twice."""
+
+    device_memory_bytes: int = 64 * GIB
+    """Weights that a device accepts from its owner, unless it is started with less."""
+
+
+DEFAULT = Limits()
