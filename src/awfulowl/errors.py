@@ -13,6 +13,7 @@
     │   └── ClosedError          the fleet is closed, or belongs to another process
     ├── PeerError                a peer's fault: it costs the peer
     │   ├── ProtocolError        bytes that our decoder or session refuses
+    │   │   ├── DamagedError     a frame that is not what was sent: the network's fault, or the peer's
     │   │   ├── VersionError     another version of the protocol
     │   │   └── LimitError       larger, more or faster than a named limit allows
     │   ├── RefusedError         the peer refused a request and said why
@@ -73,6 +74,10 @@ class PeerError(AwfulOwlError):
 
 class ProtocolError(PeerError):
     """Bytes that the decoder or the session refuses."""
+
+
+class DamagedError(ProtocolError):
+    """A frame whose digest is wrong, or that is none: a network may do that to an honest peer."""
 
 
 class VersionError(ProtocolError):

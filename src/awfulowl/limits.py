@@ -23,11 +23,17 @@ class Limits:
     max_header_bytes: int = 1 * MIB
     """The msgpack part of a message: 16 bytes a handle, so tens of thousands of handles."""
 
+    max_frames: int = 4096
+    """Frames of one message: the longest message in frames of 64 KiB."""
+
     max_partial_messages: int = 64
-    """Messages of one peer that may be under assembly at once."""
+    """Messages of one peer that may be under assembly at once; one more drops the one that waited longest."""
 
     max_partial_bytes: int = 512 * MIB
-    """Bytes that one peer's unfinished messages may promise together."""
+    """Bytes that one peer's unfinished messages may promise together; more drops those that waited longest."""
+
+    remembered_messages: int = 4096
+    """Numbers of finished messages that a receiver keeps, so that a doubled frame is not taken twice."""
 
     max_tensors: int = 1024
     """Tensors in one message."""
@@ -47,8 +53,14 @@ class Limits:
     credit_bytes: int = 16 * MIB
     """Bytes of requests and promised answers under way per device: well under the broker's 64 MB per client."""
 
+    replay_window: int = 4096
+    """Request ids below the highest seen that a device still accepts: several times `max_in_flight`."""
+
     remembered_replies: int = 256
     """Answers of `step` and other changes that a device keeps, so that a repeated request is not done twice."""
+
+    remembered_reply_bytes: int = 16 * MIB
+    """Bytes of those answers together."""
 
     device_memory_bytes: int = 64 * GIB
     """Weights that a device accepts from its owner, unless it is started with less."""
