@@ -1,0 +1,1 @@
+"""Reference models and data sets, and the table that turns a MODEL argument into a model with an example."""
