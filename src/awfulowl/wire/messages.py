@@ -1,32 +1,63 @@
 """The verbs of the protocol: what owner and device say to each other (docs/protocol.md).
 
-Owner to device: `hello`, `load`, `apply`, `apply_transposed`, `step`, `fetch`, `commit`, `release`, `cancel`, `bye`.
-Device to owner: `hello`, `answer`, `refuse`, `error`, `evict`, `bye`.
+Owner to device: `hello`, `load`, `apply`, `apply_transposed`, `step`, `fetch`, `commit`, `release`, `cancel`,
+`bye`. Device to owner: `hello`, `answer`, `refuse`, `error`, `evict`, `bye`.
 
 A device knows blocks by handles only: a *row* handle names an output slice, a *slice* handle names an input
 slice, and the pair names a block. Handles are random, so they say nothing about layer or position.
+
+Each verb knows what is wrong with a message of its kind as far as the message alone can tell (`fault`);
+whether the blocks it names are held is for the device to say.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-from awfulowl.blocks.kernels import Convolution, Dense
+from awfulowl.blocks.kernels import Convolution, Dense, Kernel
+from awfulowl.errors import VersionError
 
-PROTOCOL = 1
+PROTOCOL: Final = 1
+TEXT_CHARS: Final = 1024
 
 Handle = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-Text = Annotated[str, Meta(max_length=1024)]
-Seconds = Annotated[float, Meta(ge=0.0, le=86400.0)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
+Text = Annotated[str, Meta(max_length=TEXT_CHARS)]
+Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
 Dtype = Literal["float32", "float16", "bfloat16", "float64", "int8", "int16", "int32", "uint8"]
+
+
+class TensorHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """Type and shape of one tensor; its bytes follow the header, little-endian, in order."""
+
+    dtype: Dtype
+    shape: tuple[Natural, ...]
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="verb"):
     """The base of all verbs."""
+
+    any_tensors: ClassVar[bool] = False
+    """Whether the message alone leaves open which tensors come along."""
+
+    def fault(self, tensors: Sequence[TensorHeader]) -> str | None:
+        """Say what is wrong with this message and the tensors beside it, or return None."""
+        return f"takes no tensors, got {len(tensors)}" if tensors and not self.any_tensors else None
+
+
+class _Request(_Body, frozen=True):
+    """The base of the verbs that are answered."""
+
+    changes: ClassVar[bool] = False
+    """Whether doing it twice differs from doing it once: the device then keeps the answer and repeats it."""
+
+    def answer_tensors(self) -> int | None:
+        """Return how many tensors the answer has, or None when the verb leaves it open."""
+        return 0
 
 
 class DeviceHello(_Body, frozen=True, tag="hello.device"):
@@ -59,11 +90,38 @@ class Sheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kernel: Dense | Convolution
     groups: Size = 1
 
+    def fault(self, tensor: TensorHeader) -> str | None:
+        """Say what is wrong with this sheet and its tensor, or return None."""
+        if not self.rows or not self.slices:
+            return "a sheet has no rows or no slices"
+        if len(self.rows) != len(self.row_sizes) or len(self.slices) != len(self.slice_sizes):
+            return "a sheet has not one size for each handle"
+        if not _distinct(self.rows) or not _distinct(self.slices):
+            return "a sheet names a handle twice"
+        if not _sane(self.kernel):
+            return "a sheet's kernel has impossible strides, padding or dilation"
+        outputs, inputs, axes = sum(self.row_sizes), sum(self.slice_sizes), _axes(self.kernel)
+        fits = (
+            len(tensor.shape) == 2 + axes
+            and tensor.shape[0] == outputs
+            and tensor.shape[1] * self.groups == inputs
+            and (axes > 0 or self.groups == 1)
+            and all(tensor.shape[2:])
+        )
+        return None if fits else f"a sheet of {outputs} x {inputs} comes with a tensor of shape {tensor.shape}"
 
-class Load(_Body, frozen=True, tag="load"):
+
+class Load(_Request, frozen=True, tag="load"):
     """Hold these blocks; one tensor for each sheet. Answered without tensors."""
 
+    changes: ClassVar[bool] = True
     sheets: tuple[Sheet, ...]
+
+    def fault(self, tensors: Sequence[TensorHeader]) -> str | None:
+        """Say which sheet has no fitting tensor, or return None."""
+        if len(tensors) != len(self.sheets):
+            return f"has {len(self.sheets)} sheets but {len(tensors)} tensors"
+        return next(filter(None, map(Sheet.fault, self.sheets, tensors)), None)
 
 
 class Term(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,50 +131,80 @@ class Term(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slices: tuple[Handle, ...]
 
 
-class Apply(_Body, frozen=True, tag="apply"):
+class Apply(_Request, frozen=True, tag="apply"):
     """y = W x. One tensor, the inputs of `slices` side by side; the answer has one tensor for each term."""
 
     slices: tuple[Handle, ...]
     terms: tuple[Term, ...]
 
+    def fault(self, tensors: Sequence[TensorHeader]) -> str | None:
+        """Say what is wrong with the inputs or the terms, or return None."""
+        return _sum_fault(tensors, self.slices, [term.slices for term in self.terms])
 
-class ApplyTransposed(_Body, frozen=True, tag="apply_transposed"):
-    """dx = Wᵀ dy. One tensor, the gradients of `rows` side by side; one tensor for each term comes back (part 3)."""
+    def answer_tensors(self) -> int:
+        """Return the number of terms."""
+        return len(self.terms)
+
+
+class ApplyTransposed(_Request, frozen=True, tag="apply_transposed"):
+    """dx = Wᵀ dy (part 3). One tensor, the gradients of `rows` side by side; one for each term comes back."""
 
     rows: tuple[Handle, ...]
     terms: tuple[Term, ...]
 
+    def fault(self, tensors: Sequence[TensorHeader]) -> str | None:
+        """Say what is wrong with the gradients or the terms, or return None."""
+        return _sum_fault(tensors, self.rows, [term.rows for term in self.terms])
 
-class Step(_Body, frozen=True, tag="step"):
+    def answer_tensors(self) -> int:
+        """Return the number of terms."""
+        return len(self.terms)
+
+
+class Step(_Request, frozen=True, tag="step"):
     """Update the blocks of `terms` once for this step id, however often it is asked (part 3)."""
 
+    changes: ClassVar[bool] = True
+    any_tensors: ClassVar[bool] = True
     step: Natural
     terms: tuple[Term, ...]
     rule: Text
 
+    def answer_tensors(self) -> None:
+        """Return None: the rule says what a step answers (part 3)."""
 
-class Fetch(_Body, frozen=True, tag="fetch"):
+
+class Fetch(_Request, frozen=True, tag="fetch"):
     """Send back the rectangle rows x slices as one tensor shaped like a sheet's."""
 
     rows: tuple[Handle, ...]
     slices: tuple[Handle, ...]
 
+    def answer_tensors(self) -> int:
+        """Return one: the rectangle."""
+        return 1
 
-class Commit(_Body, frozen=True, tag="commit"):
-    """State the digest of the rectangle rows x slices (BLAKE2b-256 of its bytes), as one uint8 tensor of 32."""
+
+class Commit(_Request, frozen=True, tag="commit"):
+    """State the digest of the rectangle rows x slices: BLAKE2b-256 of its bytes, as 32 uint8."""
 
     rows: tuple[Handle, ...]
     slices: tuple[Handle, ...]
 
+    def answer_tensors(self) -> int:
+        """Return one: the digest."""
+        return 1
 
-class Release(_Body, frozen=True, tag="release"):
+
+class Release(_Request, frozen=True, tag="release"):
     """Forget every block at these slices. Answered without tensors."""
 
+    changes: ClassVar[bool] = True
     slices: tuple[Handle, ...]
 
 
 class Cancel(_Body, frozen=True, tag="cancel"):
-    """The answer to request `target` is no longer wanted. Never answered."""
+    """The answer to request `target` is no longer wanted. Never answered; a change is done all the same."""
 
     target: Natural
 
@@ -124,6 +212,7 @@ class Cancel(_Body, frozen=True, tag="cancel"):
 class Answer(_Body, frozen=True, tag="answer"):
     """Request `to` is done; the tensors are its result."""
 
+    any_tensors: ClassVar[bool] = True
     to: Natural
 
 
@@ -154,38 +243,82 @@ class Bye(_Body, frozen=True, tag="bye"):
     reason: Text
 
 
-OwnerBody = OwnerHello | Load | Apply | ApplyTransposed | Step | Fetch | Commit | Release | Cancel | Bye
+Request = Load | Apply | ApplyTransposed | Step | Fetch | Commit | Release
+OwnerBody = OwnerHello | Request | Cancel | Bye
 DeviceBody = DeviceHello | Answer | Refuse | Error | Evict | Bye
-Body = (
-    DeviceHello
-    | OwnerHello
-    | Load
-    | Apply
-    | ApplyTransposed
-    | Step
-    | Fetch
-    | Commit
-    | Release
-    | Cancel
-    | Answer
-    | Refuse
-    | Error
-    | Evict
-    | Bye
-)
-
-
-class TensorHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """Type and shape of one tensor; its bytes follow the header, little-endian, in order."""
-
-    dtype: Dtype
-    shape: tuple[Natural, ...]
+Body = OwnerBody | DeviceBody
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The msgpack part of a message. `session` is the boot's handle in a `hello.device`, else the session's."""
+    """The msgpack part of a message.
+
+    `session` is the boot's handle in a `hello.device`, else the session's. `id` numbers requests from 1 and
+    is 0 in every other message.
+    """
 
     session: Handle
     id: Natural
     body: Body
     tensors: tuple[TensorHeader, ...]
+
+
+def check_version(what: str, version: int) -> None:
+    """Refuse what speaks another version of the protocol.
+
+    Raises:
+        VersionError: `version` is not ours.
+    """
+    if version != PROTOCOL:
+        raise VersionError(
+            f"{what} speaks version {version} of the protocol, and this is version {PROTOCOL}; "
+            "install the same version of awfulowl at both ends"
+        )
+
+
+def handle_count(value: object) -> int:
+    """Return how many handles a body names, wherever they stand in it."""
+    if isinstance(value, bytes):
+        return 1
+    if isinstance(value, tuple):
+        return sum(map(handle_count, value))
+    if isinstance(value, msgspec.Struct):
+        return sum(handle_count(getattr(value, field)) for field in value.__struct_fields__)
+    return 0
+
+
+def verb(body: Body) -> str:
+    """Return the name that a body bears on the wire."""
+    return str(body.__struct_config__.tag)
+
+
+def _distinct(handles: tuple[Handle, ...]) -> bool:
+    return len(set(handles)) == len(handles)
+
+
+def _axes(kernel: Kernel) -> int:
+    return len(kernel.stride) if isinstance(kernel, Convolution) else 0
+
+
+def _sane(kernel: Kernel) -> bool:
+    if isinstance(kernel, Dense):
+        return True
+    axes, largest = len(kernel.stride), 2**31 - 1
+    return (
+        axes in {1, 2}
+        and len(kernel.padding) == len(kernel.dilation) == axes
+        and all(1 <= count <= largest for count in (*kernel.stride, *kernel.dilation))
+        and all(0 <= count <= largest for count in kernel.padding)
+    )
+
+
+def _sum_fault(
+    tensors: Sequence[TensorHeader], given: tuple[Handle, ...], wanted: Sequence[tuple[Handle, ...]]
+) -> str | None:
+    if len(tensors) != 1:
+        return f"takes one tensor, got {len(tensors)}"
+    there = set(given)
+    if len(there) != len(given):
+        return "names a handle twice"
+    if not all(there.issuperset(part) for part in wanted):
+        return "has a term over slices whose tensor did not come along"
+    return None
