@@ -53,7 +53,7 @@ class DeviceSession:
 
     def __init__(self, name: str, limits: Limits, entropy: Entropy, memory_bytes: int, threads: int) -> None:
         self.state = DeviceState.CALLING
-        self.session: bytes | None = None
+        self.handle: bytes | None = None
         self._limits = limits
         self._entropy = entropy
         self._line = Line(Role.DEVICE, limits, entropy)
@@ -75,6 +75,16 @@ class DeviceSession:
     def boot(self) -> bytes:
         """The handle under which the device calls; a new one whenever it has dropped its blocks."""
         return self._hello.boot
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an owner may ask."""
+        return self.state is DeviceState.OPEN
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Seconds from one heartbeat to the next, or from one hello to the next when there is no session."""
+        return HELLO_EVERY_S if self._terms is None else self._terms.heartbeat_s
 
     @property
     def ignored(self) -> int:
@@ -106,16 +116,16 @@ class DeviceSession:
         """Take a heartbeat of the owner, which renews the lease."""
         events = self.tick(now)
         try:
-            alive = self._line.is_alive(payload, self.session)
+            alive = self._line.is_alive(payload, self.handle)
         except ProtocolError as error:
             return [*events, Violation(error)]
         if alive:
             self.state, self._heard_at = DEVICE[self.state][Cue.BEAT], now
         return events
 
-    def beat(self, now: float) -> bytes:
-        """Return a heartbeat to send, empty when none is due."""
-        return self._line.beat(self.session, now, self._terms.heartbeat_s if self._terms else 0.0)
+    def beat(self, now: float) -> bytes:  # noqa: ARG002 - time is passed in everywhere
+        """Return a heartbeat to send every `heartbeat_s`, empty when there is no session."""
+        return self._line.beat(self.handle)
 
     def answer(self, request_id: int, tensors: Sequence[Tensor]) -> list[bytes]:
         """Return the frames of an answer, none when nobody waits for it any more.
@@ -165,7 +175,7 @@ class DeviceSession:
             raise ProtocolError(f"{verb(body)} is not for an owner to say")
         if isinstance(body, OwnerHello):
             return self._greeted(header.session, body, now)
-        if not self._line.is_current(header, self.session):
+        if not self._line.is_current(header, self.handle):
             return []
         self._heard_at = now
         if isinstance(body, Bye):
@@ -184,11 +194,11 @@ class DeviceSession:
             return []
         if hello.boot != self.boot:
             raise VersionError("the owner's hello names another boot of this device; call again")
-        fresh = session != self.session
+        fresh = session != self.handle
         if fresh:
-            self._line.retire(self.session)
+            self._line.retire(self.handle)
             self._replay = Replay(self._limits)
-        self.state, self.session = DEVICE[self.state][OwnerHello], session
+        self.state, self.handle = DEVICE[self.state][OwnerHello], session
         self._terms, self._heard_at = hello, now
         return [Opened(hello, fresh)]
 
@@ -202,24 +212,24 @@ class DeviceSession:
         return [Repeat(self._line.frames([kept]))]
 
     def _finish(self, request_id: int, body: Answer | Refuse | Error, tensors: Sequence[Tensor]) -> list[bytes]:
-        if self.session is None or not self._replay.is_in_progress(request_id):
+        if self.handle is None or not self._replay.is_in_progress(request_id):
             return []
-        message = encode(self.session, 0, body, tensors, self._limits)
+        message = encode(self.handle, 0, body, tensors, self._limits)
         self._replay.finish(request_id, message)
         return self._line.frames(message)
 
     def _end_session(self, cue: object) -> None:
         self.state = DEVICE[self.state].get(cue, self.state)
-        self._line.retire(self.session, self.boot)
-        self.session = self._terms = None
+        self._line.retire(self.handle, self.boot)
+        self.handle = self._terms = None
         self._replay = Replay(self._limits)
         self._hello = msgspec.structs.replace(self._hello, boot=self._entropy.handle())
         self._called_at = float("-inf")
 
     def _say(self, body: DeviceBody) -> list[bytes]:
-        if self.session is None:
+        if self.handle is None:
             return []
-        return self._line.frames(encode(self.session, 0, body, (), self._limits))
+        return self._line.frames(encode(self.handle, 0, body, (), self._limits))
 
 
 def _valid(hello: DeviceHello) -> DeviceHello:

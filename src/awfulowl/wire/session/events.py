@@ -14,15 +14,15 @@ HelloT = TypeVar("HelloT", DeviceHello, OwnerHello)
 
 @dataclass(frozen=True, slots=True)
 class Opened(Generic[HelloT]):
-    """A session is open; `frames` are to be sent to the peer.
+    """A session is open.
 
     `fresh` says that the device holds nothing: at the owner, what was loaded before is lost; at the device, what
-    is still here must be dropped. Without it, the session goes on as it was.
+    is still here must be dropped. Without it the session goes on, and nothing was lost.
     """
 
     hello: HelloT
     fresh: bool
-    frames: Sequence[bytes] = field(default=(), repr=False)
+    frames_to_send: Sequence[bytes] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,6 @@ class Line:
         self._number = entropy.below(FIRST_NUMBERS)
         self._past: deque[bytes] = deque(maxlen=_PAST)
         self._beats = 0
-        self._beat_in, self._beat_at = b"", 0.0
         self._last_heard = (b"", 0)
 
     def frames(self, message: Sequence[Buffer]) -> list[bytes]:
@@ -92,15 +91,11 @@ class Line:
         self.ignored += 1
         return False
 
-    def beat(self, session: bytes | None, now: float, heartbeat_s: float) -> bytes:
-        """Return the next sign of life in a session, empty when none is due.
-
-        One is due after half a heartbeat, so that a timer that fires a little early skips none.
-        """
-        if session is None or (session == self._beat_in and now - self._beat_at < heartbeat_s / 2):
+    def beat(self, session: bytes | None) -> bytes:
+        """Return the next sign of life in a session, empty without one."""
+        if session is None:
             return b""
         self._beats += 1
-        self._beat_in, self._beat_at = session, now
         beat = _BEAT.pack(_MAGIC, PROTOCOL, self._role, session, self._beats)
         return beat + _DIGEST.pack(xxhash.xxh3_64_intdigest(beat))
 

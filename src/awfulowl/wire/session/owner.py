@@ -73,7 +73,7 @@ class OwnerSession:
     def __init__(self, device: str, limits: Limits, entropy: Entropy, timing: Timing) -> None:
         self.device: Final = device
         self.state = OwnerState.WAITING
-        self.session: bytes | None = None
+        self.handle: bytes | None = None
         self.hello: DeviceHello | None = None
         self._limits = limits
         self._entropy = entropy
@@ -87,6 +87,11 @@ class OwnerSession:
     def boot(self) -> bytes | None:
         """The handle of the device's boot that the session is with."""
         return None if self.hello is None else self.hello.boot
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests can be sent."""
+        return self.state is OwnerState.OPEN
 
     @property
     def ignored(self) -> int:
@@ -111,14 +116,14 @@ class OwnerSession:
     def receive_beat(self, payload: bytes, now: float) -> list[OwnerEvent]:
         """Take a heartbeat of the device; it is news only when the device was silent."""
         try:
-            alive = self._line.is_alive(payload, self.session)
+            alive = self._line.is_alive(payload, self.handle)
         except ProtocolError as error:
             return [Violation(error)]
         return self._advance(Cue.BEAT, now) if alive else []
 
-    def beat(self, now: float) -> bytes:
-        """Return a heartbeat to send, empty when none is due."""
-        return self._line.beat(self.session, now, self._timing.heartbeat_s)
+    def beat(self, now: float) -> bytes:  # noqa: ARG002 - time is passed in everywhere
+        """Return a heartbeat to send every `Timing.heartbeat_s`, empty when there is no session."""
+        return self._line.beat(self.handle)
 
     def request(
         self,
@@ -148,12 +153,12 @@ class OwnerSession:
             InputError: the tensors do not suit the verb, or `repeat_of` repeats what changes nothing.
             LimitError: the message is too large, or too many requests are open.
         """
-        if self.session is None or self.state is not OwnerState.OPEN:
+        if self.handle is None or not self.is_open:
             raise GoneError(f"device {self.device} has no open session; ask another one")
         request_id = self._next_id if repeat_of is None else self._repeated(repeat_of, body)
         if request_id not in self._open and len(self._open) >= self._limits.max_in_flight:
             raise LimitError(f"device {self.device}: max_in_flight of {self._limits.max_in_flight} reached")
-        message = encode(self.session, request_id, body, tensors, self._limits)
+        message = encode(self.handle, request_id, body, tensors, self._limits)
         cost = sum(map(len, message)) + answer_bytes
         self._open[request_id] = _Open(now, deadline, cost, body.answer_tensors())
         self._next_id = max(self._next_id, request_id + 1)
@@ -178,7 +183,7 @@ class OwnerSession:
         for request_id in late:
             del self._open[request_id]
         events: list[OwnerEvent] = [Expired(request_id) for request_id in late]
-        if self.state is OwnerState.OPEN and now - self._heard_at > self._timing.silence_s:
+        if self.is_open and now - self._heard_at > self._timing.silence_s:
             self.state = OWNER[self.state][Cue.SILENCE]
             reason = f"silent for more than {self._timing.silence_s:g} s"
             events += [*self._fail_all(reason), Gone(reason)]
@@ -190,7 +195,7 @@ class OwnerSession:
             raise ProtocolError(f"{verb(body)} is not for a device to say")
         if isinstance(body, DeviceHello):
             return self._greeted(header.session, body, now)
-        if not self._line.is_current(header, self.session):
+        if not self._line.is_current(header, self.handle):
             return []
         if isinstance(body, Bye):
             return self._left(body)
@@ -206,8 +211,8 @@ class OwnerSession:
         fresh = hello.boot != self.boot
         failed = self._fail_all("the device started anew") if fresh else []
         if fresh:
-            self._line.retire(self.session, self.boot)
-            self.session = self._entropy.handle()
+            self._line.retire(self.handle, self.boot)
+            self.handle = self._entropy.handle()
             self._first_id = self._next_id
         self.hello = hello
         self.state, self._heard_at = OWNER[self.state][DeviceHello], now
@@ -228,13 +233,13 @@ class OwnerSession:
         self._heard_at = now
         if before is self.state or self.hello is None:
             return []
-        return [Opened(self.hello, fresh=False, frames=self._say(self._greeting(self.hello)))]
+        return [Opened(self.hello, fresh=False, frames_to_send=self._say(self._greeting(self.hello)))]
 
     def _left(self, bye: Bye) -> list[OwnerEvent]:
         reason = self._line.text(bye.reason)
-        events: list[OwnerEvent] = [*self._fail_all(reason), Gone(reason)]
+        gone: list[OwnerEvent] = [Gone(reason)] if self.is_open else []
         self._end_session(Bye)
-        return events
+        return [*self._fail_all(reason), *gone]
 
     def _told(self, body: Body, tensors: list[Tensor], now: float) -> list[OwnerEvent]:
         if isinstance(body, Evict):
@@ -268,10 +273,10 @@ class OwnerSession:
 
     def _end_session(self, cue: object) -> None:
         self.state = OWNER[self.state].get(cue, self.state)
-        self._line.retire(self.session, self.boot)
-        self.session = self.hello = None
+        self._line.retire(self.handle, self.boot)
+        self.handle = self.hello = None
 
     def _say(self, body: OwnerHello | Cancel | Bye) -> list[bytes]:
-        if self.session is None:
+        if self.handle is None:
             return []
-        return self._line.frames(encode(self.session, 0, body, (), self._limits))
+        return self._line.frames(encode(self.handle, 0, body, (), self._limits))
