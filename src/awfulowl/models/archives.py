@@ -83,9 +83,7 @@ def _folder(path: Path, key: Key, limits: ArchiveLimits) -> Iterator[tuple[str, 
         content = read_bounded(file, limits.member_bytes)
         total += len(content)
         if total > limits.total_bytes:
-            raise InputError(
-                f"{path}: the files have more than the {limits.total_bytes} bytes that are read at most"
-            )
+            raise InputError(f"{path}: the files have more than the {limits.total_bytes} bytes that are read at most")
         yield name, content
 
 
@@ -116,13 +114,9 @@ def _check(member: tarfile.TarInfo, path: Path, limits: ArchiveLimits) -> None:
     if name.is_absolute() or ".." in name.parts:
         raise InputError(f"{path}: {member.name!r} leads outside the archive; this is not the official one")
     if not (member.isreg() or member.isdir()) or member.issparse():
-        raise InputError(
-            f"{path}: {member.name!r} is neither a file nor a folder; this is not the official archive"
-        )
+        raise InputError(f"{path}: {member.name!r} is neither a file nor a folder; this is not the official archive")
     if member.size > limits.member_bytes:
-        raise InputError(
-            f"{path}: {member.name!r} claims {member.size} bytes, the limit is {limits.member_bytes}"
-        )
+        raise InputError(f"{path}: {member.name!r} claims {member.size} bytes, the limit is {limits.member_bytes}")
 
 
 class _Bounded(io.RawIOBase):
@@ -137,9 +131,7 @@ class _Bounded(io.RawIOBase):
         content = self._stream.read(size)
         self._count += len(content)
         if self._count > self._most:
-            raise InputError(
-                f"{self._path}: unpacks to more than the {self._most} bytes that are read at most"
-            )
+            raise InputError(f"{self._path}: unpacks to more than the {self._most} bytes that are read at most")
         return content
 
     def drain(self) -> None:

@@ -86,9 +86,7 @@ def _digits(options: str) -> tuple[nn.Module, Tensor]:
 
 
 def _mlp(options: str) -> tuple[nn.Module, Tensor]:
-    widths = [
-        _number(part, "mlp", "widths such as mlp:784-256-10") for part in (options or "784-256-10").split("-")
-    ]
+    widths = [_number(part, "mlp", "widths such as mlp:784-256-10") for part in (options or "784-256-10").split("-")]
     return Mlp(widths), torch.randn(1, widths[0])
 
 
@@ -129,8 +127,7 @@ def _user_example(path: Path, function: str) -> Example:
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"{path}: {function} must return a torch.nn.Module, or one and an example, "
-            f"not {type(made).__name__}"
+            f"{path}: {function} must return a torch.nn.Module, or one and an example, not {type(made).__name__}"
         )
     return Example(model.eval(), inputs)
 

@@ -169,9 +169,7 @@ def _pictures(found: Mapping[str, bytes], path: Path) -> DataSet:
     parts = {name: PurePosixPath(name).parts for name in sorted(found)}
     classes = tuple(sorted({part[1] for part in parts.values()}))
     if len(classes) != 10:
-        raise InputError(
-            f"{path}: CIFAR-10 has 10 classes, these are {len(classes)}: {', '.join(classes[:20])}"
-        )
+        raise InputError(f"{path}: CIFAR-10 has 10 classes, these are {len(classes)}: {', '.join(classes[:20])}")
     numbers = {name: number for number, name in enumerate(classes)}
 
     def half(which: str) -> Labelled:
@@ -188,9 +186,7 @@ def _decoded(names: list[str], found: Mapping[str, bytes], path: Path) -> Iterat
     try:
         from PIL import Image  # noqa: PLC0415 - an extra: only this form of the data needs it
     except ImportError as error:
-        raise InputError(
-            "JPEG files need pillow, which is not installed: pip install 'awfulowl[data]'"
-        ) from error
+        raise InputError("JPEG files need pillow, which is not installed: pip install 'awfulowl[data]'") from error
     for name in names:
         try:
             with Image.open(io.BytesIO(found[name]), formats=["JPEG"]) as picture:

@@ -95,9 +95,7 @@ def train_digits(seed: int = 0, progress: Progress | None = None) -> TrainedDigi
     order = torch.Generator().manual_seed(seed)
     steps = -(-len(data.train.labels) // _BATCH)
     optimizer = torch.optim.Adam(model.parameters(), lr=_PEAK_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, _PEAK_RATE, epochs=EPOCHS, steps_per_epoch=steps
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _PEAK_RATE, epochs=EPOCHS, steps_per_epoch=steps)
     for epoch in range(EPOCHS):
         loss = _epoch(model, data.train, optimizer, schedule, order)
         if progress is not None:

@@ -51,9 +51,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what each token gathers from those it sees."""
-        q, k, v = (
-            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v)
-        )
+        q, k, v = (layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         gathered = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         y: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
         return y

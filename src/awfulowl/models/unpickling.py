@@ -67,9 +67,7 @@ class StoredArray:
         if not self._raw:
             return torch.empty(self._shape, dtype=torch.uint8)
         flat = torch.frombuffer(bytearray(self._raw), dtype=torch.uint8)
-        return (
-            flat.reshape(self._shape[::-1]).T.contiguous() if self._transposed else flat.reshape(self._shape)
-        )
+        return flat.reshape(self._shape[::-1]).T.contiguous() if self._transposed else flat.reshape(self._shape)
 
 
 class _StoredType:

@@ -125,9 +125,7 @@ def test_a_causal_token_sees_only_what_is_before_it(causal: bool) -> None:
 
 def test_a_transformer_learns_what_comes_next() -> None:
     with seeded(1):
-        model = Transformer(
-            TransformerConfig(vocabulary=5, context=8, width=16, depth=1, heads=2, causal=True)
-        )
+        model = Transformer(TransformerConfig(vocabulary=5, context=8, width=16, depth=1, heads=2, causal=True))
     text = torch.arange(9).remainder(5).unsqueeze(0)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(60):

@@ -52,12 +52,8 @@ def test_options_reach_the_model() -> None:
 
 def test_the_seed_gives_the_weights() -> None:
     first, again, other = (load_example("mlp:4-3", seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(
-        first.model.get_parameter("layers.0.weight"), again.model.get_parameter("layers.0.weight")
-    )
-    assert not torch.equal(
-        first.model.get_parameter("layers.0.weight"), other.model.get_parameter("layers.0.weight")
-    )
+    assert torch.equal(first.model.get_parameter("layers.0.weight"), again.model.get_parameter("layers.0.weight"))
+    assert not torch.equal(first.model.get_parameter("layers.0.weight"), other.model.get_parameter("layers.0.weight"))
 
 
 @pytest.mark.parametrize("text", ["", "resnet", "Digits", ":", "digits.py", "vgg16 ", "resnet:100"])

@@ -132,7 +132,9 @@ def test_a_forged_size_allocates_nothing() -> None:
         + b"cnumpy\nndarray\n"
         + huge
         + written(b"b")
-        + b"tRu."
+        + b"t"
+        + b"R"
+        + b"u."
     )
     array = stored(unpickle_batch(raw, "batch")[b"data"])
     assert array.tensor().numel() == 0
@@ -198,9 +200,7 @@ def test_a_changed_batch_is_read_or_refused_and_nothing_else(place: int, byte: i
     st.lists(
         st.one_of(
             st.sampled_from([RECONSTRUCT, DTYPE, b"R", b"b", b"t", b"(", b"}", b"]", b"u", b"e", b"s", b"a"]),
-            st.sampled_from(
-                [b"q\x00", b"h\x00", b"N", b"\x85", b"\x86", b"\x87", b"K\x01", b"U\x02u1", b")"]
-            ),
+            st.sampled_from([b"q\x00", b"h\x00", b"N", b"\x85", b"\x86", b"\x87", b"K\x01", b"U\x02u1", b")"]),
             st.binary(min_size=1, max_size=3),
         ),
         max_size=30,
