@@ -1,5 +1,6 @@
 """Secrets from the operating system's generator; seeded streams for experiments, which say UNSAFE."""
 
+import builtins
 import math
 import os
 from typing import Final
@@ -26,7 +27,7 @@ class Entropy:
         """Return `count` random bytes."""
         return os.urandom(count) if self._stream is None else self._stream.bytes(count)
 
-    def handle(self) -> bytes:
+    def handle(self) -> builtins.bytes:
         """Return a fresh 128-bit name that says nothing about what it names."""
         return self.bytes(HANDLE_BYTES)
 
