@@ -1,1 +1,41 @@
-"""Serve PyTorch models on machines you do not trust."""
+"""AwfulOwl: run neural networks on machines you do not trust, and know that every answer is right.
+
+::
+
+    import awfulowl as owl
+
+    with owl.local_fleet(devices=8) as fleet:
+        plan = owl.plan(model, example, devices=fleet)
+        scattered = fleet.scatter(model, plan)
+        y = scattered(x)
+
+Names are imported when they are first used (PEP 562), so that `import awfulowl` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from awfulowl.fleet.connect import connect
+    from awfulowl.fleet.local import local_fleet
+    from awfulowl.placement.request import plan
+
+__version__: Final = "0.1.0"
+
+_HOMES: Final = {
+    "connect": "awfulowl.fleet.connect",
+    "local_fleet": "awfulowl.fleet.local",
+    "plan": "awfulowl.placement.request",
+}
+
+__all__ = ["__version__", "connect", "local_fleet", "plan"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'awfulowl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

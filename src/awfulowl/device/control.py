@@ -1,0 +1,37 @@
+"""What a fleet on one machine says to the device processes that it started, a JSON line each, over their pipes."""
+
+import msgspec
+
+from awfulowl.device.lies import Kind
+
+
+class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="join"):
+    """Join the broker at this address. The process says first, in a line of its own, who it is (`Enrolment`)."""
+
+    url: str
+
+
+class Corrupt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="corrupt"):
+    """Lie from now on: for demonstrations, tests and benchmarks of what the owner then does."""
+
+    kind: Kind
+    size: float | None = None
+
+
+class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="report"):
+    """Say how many lies were told, as a `Told` line."""
+
+
+class Delay(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="delay"):
+    """Answer so much later from now on, in seconds."""
+
+    delay_s: float
+
+
+Command = Join | Corrupt | Report | Delay
+
+
+class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The answer to `Report`."""
+
+    lies: int

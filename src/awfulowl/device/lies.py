@@ -1,0 +1,102 @@
+"""How a device may lie: the answers that tests, benchmarks and demonstrations try to slip past the check."""
+
+from collections.abc import Callable, Mapping
+from typing import Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from awfulowl.wire.messages import Apply
+
+Kind = Literal["one row", "two rows", "random", "low rank", "stale", "other block", "zeros", "sign"]
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+Lie = Callable[[Tensor, torch.Generator], Tensor]
+"""From a right answer (batch, outputs, *space) to an error of any scale; the caller scales it."""
+
+
+def _one_row(y: Tensor, generator: torch.Generator) -> Tensor:
+    return _rows(y, 1, generator)
+
+
+def _two_rows(y: Tensor, generator: torch.Generator) -> Tensor:
+    return _rows(y, 2, generator)
+
+
+def _rows(y: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    error = torch.zeros_like(y)
+    for row in torch.randperm(y.shape[1], generator=generator)[:count]:
+        error[:, row] = torch.randn(y[:, row].shape, generator=generator)
+    return error
+
+
+def _random(y: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(y.shape, generator=generator)
+
+
+def _low_rank(y: Tensor, generator: torch.Generator) -> Tensor:
+    left = torch.randn(y.shape[0], 1, generator=generator)
+    right = torch.randn(1, y[0].numel(), generator=generator)
+    return (left @ right).reshape(y.shape)
+
+
+def _stale(y: Tensor, generator: torch.Generator) -> Tensor:
+    """The answer to another input: here, to another sample of the batch."""
+    return y.roll(1, 0) - y if y.shape[0] > 1 else _random(y, generator)
+
+
+def _other_block(y: Tensor, _: torch.Generator) -> Tensor:
+    """The answer of another block: here, of other rows."""
+    return y.roll(max(1, y.shape[1] // 2), 1) - y
+
+
+def _zeros(y: Tensor, _: torch.Generator) -> Tensor:
+    return -y
+
+
+def _sign(y: Tensor, _: torch.Generator) -> Tensor:
+    return -2 * y
+
+
+_LIES: Final[Mapping[Kind, Lie]] = {
+    "one row": _one_row,
+    "two rows": _two_rows,
+    "random": _random,
+    "low rank": _low_rank,
+    "stale": _stale,
+    "other block": _other_block,
+    "zeros": _zeros,
+    "sign": _sign,
+}
+
+
+def falsify(y: Tensor, kind: Kind, size: float | None, generator: torch.Generator) -> Tensor:
+    """Return a false answer in place of y (batch, outputs, *space).
+
+    Args:
+        y: the right answer.
+        kind: of the error E.
+        size: |E| / |y| of each sample; None leaves the error as large as the kind makes it.
+        generator: of the error.
+    """
+    error = _LIES[kind](y, generator)
+    if size is not None:
+        flat, right = error.flatten(1), y.flatten(1)
+        scale = size * right.norm(dim=1) / flat.norm(dim=1).clamp_min(torch.finfo(y.dtype).tiny)
+        error = (flat * scale[:, None]).reshape(y.shape)
+    return y + error
+
+
+class Liar:
+    """Falsifies every answer of a worker (`Worker.tamper`), and counts them."""
+
+    def __init__(self, kind: Kind, size: float | None, seed: int = 0) -> None:
+        self.told = 0
+        self._kind = kind
+        self._size = size
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, _: Apply, __: Tensor, answers: list[Tensor]) -> list[Tensor]:
+        """Return false answers."""
+        self.told += 1
+        return [falsify(y, self._kind, self._size, self._generator) for y in answers]

@@ -1,0 +1,313 @@
+"""The blocks that a device holds, and the products it makes of them."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from awfulowl.blocks.grid import Span
+from awfulowl.blocks.kernels import Convolution, Dense, Kernel, output_shape, product
+from awfulowl.errors import LimitError, RefusedError
+from awfulowl.limits import Limits
+from awfulowl.wire.messages import Apply, Sheet, Term
+
+_REMEMBERED_RECIPES: Final = 1024
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Held:
+    """One loaded sheet: a full rectangle of blocks."""
+
+    weight: Tensor
+    kernel: Kernel
+    groups: int
+    rows: dict[bytes, Span]
+    slices: dict[bytes, Span]
+
+    def part(self, rows: Span, inputs: Span) -> Tensor:
+        """Return the weights of a sub-rectangle, as a view."""
+        return self.weight[rows.start : rows.stop, inputs.start // self.groups : inputs.stop // self.groups]
+
+
+class _Product(NamedTuple):
+    """Add `weight` times the inputs `source` to the outputs `target`."""
+
+    weight: Tensor
+    kernel: Kernel
+    groups: int
+    source: Span
+    target: Span
+
+
+class _Recipe(NamedTuple):
+    """A term, looked up once: the products that make it, and its number of outputs."""
+
+    products: tuple[_Product, ...]
+    outputs: int
+
+
+class Store:
+    """Blocks by handle, in memory only.
+
+    Products accumulate in float32: reduced-precision modes of the backends are off (`full_precision`). The order of
+    summation within a device is the order of the request, so equal requests give equal bits.
+    """
+
+    def __init__(self, limits: Limits, memory_bytes: int) -> None:
+        self._limits = limits
+        self._memory_bytes = min(memory_bytes, limits.device_memory_bytes)
+        self._sheets: list[_Held] = []
+        self._at: dict[bytes, list[_Held]] = {}  # sheets by the slices that they hold
+        self._recipes: OrderedDict[Apply, tuple[_Recipe, ...]] = OrderedDict()
+        self.held_bytes = 0
+
+    def __len__(self) -> int:
+        """Return the number of blocks held."""
+        return sum(len(sheet.rows) * len(sheet.slices) for sheet in self._sheets)
+
+    def load(self, sheets: Sequence[Sheet], tensors: Sequence[Tensor]) -> None:
+        """Hold these blocks; float16 and bfloat16 weights are raised to float32.
+
+        Raises:
+            RefusedError: a tensor does not fit its sheet, or a block is held already.
+            LimitError: there is no memory left for them.
+        """
+        if len(sheets) != len(tensors):
+            raise RefusedError(f"load: {len(sheets)} sheets came with {len(tensors)} tensors")
+        held = [_hold(sheet, tensor) for sheet, tensor in zip(sheets, tensors, strict=True)]
+        size = sum(sheet.weight.nbytes for sheet in held)
+        if self.held_bytes + size > self._memory_bytes:
+            raise LimitError(f"load: {self.held_bytes + size} bytes asked for, {self._memory_bytes} offered")
+        for sheet in held:
+            self._replace(sheet)
+            self._remember(sheet)
+        self._recipes.clear()
+
+    def _replace(self, new: _Held) -> None:
+        """Drop older sheets that hold a block of the new one: a repeated load is the later truth."""
+        neighbours = {id(s): s for handle in new.slices for s in self._at.get(handle, ())}
+        for old in [s for s in neighbours.values() if s.rows.keys() & new.rows.keys()]:
+            if not (old.rows.keys() <= new.rows.keys() and old.slices.keys() <= new.slices.keys()):
+                raise RefusedError("load: the sheet overlaps blocks that are held as part of another sheet")
+            self._forget(old)
+
+    def _remember(self, sheet: _Held) -> None:
+        self._sheets.append(sheet)
+        self.held_bytes += sheet.weight.nbytes
+        for handle in sheet.slices:
+            self._at.setdefault(handle, []).append(sheet)
+
+    def _forget(self, sheet: _Held) -> None:
+        self._sheets.remove(sheet)
+        self.held_bytes -= sheet.weight.nbytes
+        for handle in sheet.slices:
+            self._at[handle].remove(sheet)
+
+    def release(self, slices: Sequence[bytes]) -> None:
+        """Forget every sheet that holds one of these slices, whole."""
+        for handle in slices:
+            for sheet in list(self._at.get(handle, ())):
+                self._forget(sheet)
+            self._at.pop(handle, None)
+        self._recipes.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._sheets.clear()
+        self._at.clear()
+        self._recipes.clear()
+        self.held_bytes = 0
+
+    def apply(self, request: Apply, x: Tensor) -> list[Tensor]:
+        """Multiply: one tensor for each term, float32.
+
+        Args:
+            request: which slices the inputs belong to, and the sums that are asked for.
+            x: (batch, sum of slice sizes) or (batch, sum of slice sizes, *space).
+
+        Raises:
+            RefusedError: a block is not here, or the inputs do not fit the blocks.
+            LimitError: the answer would be larger than one message.
+        """
+        recipes = self._recipes.get(request)
+        if recipes is None:
+            recipes = self._look_up(request, x)
+            self._recipes[request] = recipes
+            if len(self._recipes) > _REMEMBERED_RECIPES:
+                self._recipes.popitem(last=False)
+        x = x.float()
+        self._check_sizes(recipes, x)
+        try:
+            return [_sum(recipe, x) for recipe in recipes]
+        except RuntimeError as error:  # PyTorch's word for shapes that do not fit
+            raise RefusedError("apply: the inputs do not fit the blocks") from error
+
+    def _check_sizes(self, recipes: Sequence[_Recipe], x: Tensor) -> None:
+        total = 0
+        for recipe in recipes:
+            first = recipe.products[0]
+            if x.dim() != first.weight.dim():
+                raise RefusedError(f"apply: inputs of {x.dim()} dimensions for blocks of {first.weight.dim()}")
+            elements = 1
+            for length in output_shape(first.kernel, recipe.outputs, tuple(first.weight.shape[2:]), x.shape):
+                elements *= max(length, 0)
+            total += 4 * elements
+        if total > self._limits.max_message_bytes:
+            raise LimitError(f"apply: an answer of {total} bytes is over {self._limits.max_message_bytes}")
+
+    def _look_up(self, request: Apply, x: Tensor) -> tuple[_Recipe, ...]:
+        if x.dim() < 2:
+            raise RefusedError("apply: the inputs need a batch and a feature dimension")
+        inputs: dict[bytes, Span] = {}
+        position = 0
+        for handle in request.slices:
+            size = self._slice_size(handle)
+            inputs[handle] = Span(position, position + size)
+            position += size
+        if len(inputs) != len(request.slices) or position != x.shape[1]:
+            raise RefusedError(f"apply: inputs of width {x.shape[1]} for slices of width {position}")
+        return tuple(self._recipe(term, inputs) for term in request.terms)
+
+    def _slice_size(self, handle: bytes) -> int:
+        sheets = self._at.get(handle)
+        if not sheets:
+            raise RefusedError("a slice is named that is not held here")
+        return sheets[0].slices[handle].size
+
+    def _recipe(self, term: Term, inputs: dict[bytes, Span]) -> _Recipe:
+        if not term.rows or not term.slices:
+            raise RefusedError("apply: a term names no rows or no slices")
+        products: list[_Product] = []
+        outputs = 0
+        for handle in term.slices:
+            if handle not in inputs:
+                raise RefusedError("apply: a term names a slice without inputs")
+            outputs = self._append(products, term.rows, handle, inputs[handle])
+        return _Recipe(tuple(products), outputs)
+
+    def _append(self, products: list[_Product], rows: Sequence[bytes], handle: bytes, source: Span) -> int:
+        """Add the products of one slice, joining neighbours that lie side by side in one sheet."""
+        position = 0
+        for sheet, first, last in self._runs(rows, handle):
+            outputs = Span(sheet.rows[first].start, sheet.rows[last].stop)
+            target = Span(position, position + outputs.size)
+            position = target.stop
+            weight = sheet.part(outputs, sheet.slices[handle])
+            new = _Product(weight, sheet.kernel, sheet.groups, source, target)
+            joined = _join(products[-1], new) if products else None
+            if joined is None:
+                products.append(new)
+            else:
+                products[-1] = joined
+        return position
+
+    def _runs(self, rows: Sequence[bytes], handle: bytes) -> list[tuple[_Held, bytes, bytes]]:
+        """Return (sheet, first row, last row) so that together they are `rows`, each run contiguous in its sheet."""
+        runs: list[tuple[_Held, bytes, bytes]] = []
+        for row in rows:
+            sheet = next((s for s in self._at.get(handle, ()) if row in s.rows), None)
+            if sheet is None:
+                raise RefusedError("a block is named that is not held here")
+            if runs and runs[-1][0] is sheet and sheet.rows[runs[-1][2]].stop == sheet.rows[row].start:
+                runs[-1] = (sheet, runs[-1][1], row)
+            else:
+                runs.append((sheet, row, row))
+        return runs
+
+    def fetch(self, rows: Sequence[bytes], slices: Sequence[bytes]) -> Tensor:
+        """Return the rectangle rows x slices: (sum of rows, sum of slices / groups, *size), float32.
+
+        Raises:
+            RefusedError: a block is not here, or no rows or slices are named.
+        """
+        if not rows or not slices:
+            raise RefusedError("fetch: no rows or no slices are named")
+        columns = []
+        for handle in slices:
+            parts = [
+                sheet.part(Span(sheet.rows[first].start, sheet.rows[last].stop), sheet.slices[handle])
+                for sheet, first, last in self._runs(rows, handle)
+            ]
+            columns.append(torch.cat(parts))
+        return torch.cat(columns, dim=1)
+
+    def digest(self, rows: Sequence[bytes], slices: Sequence[bytes]) -> Tensor:
+        """Return BLAKE2b-256 of the bytes of `fetch`, as 32 bytes (uint8)."""
+        content = self.fetch(rows, slices).numpy().tobytes()
+        return torch.frombuffer(bytearray(hashlib.blake2b(content, digest_size=32).digest()), dtype=torch.uint8)
+
+
+def _hold(sheet: Sheet, tensor: Tensor) -> _Held:
+    rows = _spans(sheet.rows, sheet.row_sizes)
+    slices = _spans(sheet.slices, sheet.slice_sizes)
+    size = len(sheet.kernel.stride) if isinstance(sheet.kernel, Convolution) else 0
+    wanted = (sum(sheet.row_sizes), sum(sheet.slice_sizes) // sheet.groups)
+    if tensor.shape[:2] != wanted or tensor.dim() != 2 + size or not tensor.is_floating_point():
+        raise RefusedError(f"load: a tensor of shape {tuple(tensor.shape)} came for a sheet of {wanted}")
+    if sheet.groups > 1 and (isinstance(sheet.kernel, Dense) or len(slices) > 1 or len(rows) > 1):
+        raise RefusedError("load: a sheet with groups is one block of a convolution")
+    if sheet.groups > 1 and (wanted[0] % sheet.groups or sheet.slice_sizes[0] % sheet.groups):
+        raise RefusedError("load: the groups do not divide the block")
+    return _Held(tensor.float(), sheet.kernel, sheet.groups, rows, slices)
+
+
+def _spans(handles: Sequence[bytes], sizes: Sequence[int]) -> dict[bytes, Span]:
+    edges = [0]
+    for size in sizes:
+        edges.append(edges[-1] + size)
+    spans = {handle: Span(*edge) for handle, edge in zip(handles, pairwise(edges), strict=False)}
+    if not handles or len(spans) != len(handles) or len(sizes) != len(handles):
+        raise RefusedError("load: handles and sizes do not match, or a handle comes twice")
+    return spans
+
+
+def _join(left: _Product, right: _Product) -> _Product | None:
+    """Return one product for two whose weights and inputs lie side by side, or None."""
+    side_by_side = (
+        left.groups == right.groups == 1
+        and left.target == right.target
+        and left.source.stop == right.source.start
+        and left.weight.untyped_storage().data_ptr() == right.weight.untyped_storage().data_ptr()
+        and left.weight.stride() == right.weight.stride()
+        and left.weight.data_ptr() + left.weight.shape[1] * left.weight.stride(1) * left.weight.element_size()
+        == right.weight.data_ptr()
+    )
+    if not side_by_side:
+        return None
+    shape = (left.weight.shape[0], left.weight.shape[1] + right.weight.shape[1], *left.weight.shape[2:])
+    weight = left.weight.as_strided(shape, left.weight.stride())
+    return left._replace(weight=weight, source=Span(left.source.start, right.source.stop))
+
+
+def _sum(recipe: _Recipe, x: Tensor) -> Tensor:
+    total: Tensor | None = None
+    for weight, kernel, groups, source, target in recipe.products:
+        inputs = x[:, source.start : source.stop]
+        whole = target.size == recipe.outputs
+        if total is not None and whole and isinstance(kernel, Dense):
+            total.addmm_(inputs, weight.t())
+            continue
+        part = product(kernel, weight, inputs, groups)
+        if total is None and whole:
+            total = part
+            continue
+        if total is None:
+            total = part.new_zeros((part.shape[0], recipe.outputs, *part.shape[2:]))
+        total[:, target.start : target.stop] += part
+    if total is None:
+        raise RefusedError("apply: a term without products")
+    return total
+
+
+def full_precision() -> None:
+    """Turn off every mode in which PyTorch would multiply float32 with fewer bits (design, section 3)."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

@@ -1,0 +1,202 @@
+"""A device at work: one link to the owner, one thread that multiplies."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from awfulowl.device.store import Store
+from awfulowl.errors import AwfulOwlError, LimitError, PeerError, RefusedError
+from awfulowl.fabric.base import OWNER, Channel, Fabric, Link
+from awfulowl.limits import DEFAULT, GIB, Limits
+from awfulowl.randomness import SYSTEM
+from awfulowl.wire import messages as verbs
+from awfulowl.wire.session import (
+    Cancelled,
+    Closed,
+    DeviceSession,
+    LeaseExpired,
+    Opened,
+    Repeat,
+    Requested,
+    Violation,
+)
+
+_log = logging.getLogger(__name__)
+
+Reply = Callable[[], list[bytes]]
+Tamper = Callable[[verbs.Apply, Tensor, list[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offer:
+    """What a device offers to its owner."""
+
+    memory_bytes: int = 4 * GIB
+    """Weights that it will hold."""
+
+    threads: int = 1
+    """Threads of a product."""
+
+
+class Worker:
+    """Serves one owner until it says bye: receives, queues, multiplies in order, answers.
+
+    `tamper` and `delay_s`, set only by tests, benchmarks and demonstrations, falsify answers and hold them back.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        fabric: Fabric,
+        offer: Offer,
+        *,
+        executor: Executor | None = None,
+        limits: Limits = DEFAULT,
+    ) -> None:
+        self.name = name
+        self.tamper: Tamper | None = None
+        self.delay_s = 0.0
+        self._fabric = fabric
+        self._offer = offer
+        self._executor = executor
+        self._store = Store(limits, offer.memory_bytes)
+        self._session = DeviceSession(name, limits, SYSTEM, offer.memory_bytes, offer.threads)
+        self._queue: asyncio.Queue[Requested] = asyncio.Queue()
+        self._cancelled: set[int] = set()
+        self._outbox: asyncio.Queue[Sequence[bytes]] = asyncio.Queue()
+        self._closed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until the owner says bye, or until cancelled; the blocks are dropped either way.
+
+        Raises:
+            AwfulOwlError: the fabric cannot be joined, or is lost for good.
+        """
+        link = await self._fabric.device(self.name, self._receive)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(self._pulse(link)),
+                    tasks.create_task(self._send(link)),
+                    tasks.create_task(self._work()),
+                ]
+                await self._closed.wait()
+                for task in running:
+                    task.cancel()
+        finally:
+            self._store.clear()
+            await link.close()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _receive(self, _peer: str, channel: Channel, payload: bytes) -> None:
+        if channel is Channel.HEARTBEAT:
+            events = self._session.receive_beat(payload, self._now())
+        else:
+            events = self._session.receive(payload, self._now())
+        for event in events:
+            self._handle(event)
+
+    def _handle(self, event: object) -> None:
+        match event:
+            case Requested():
+                self._queue.put_nowait(event)
+            case Cancelled(id=id_):
+                self._cancelled.add(id_)
+            case Repeat(frames=frames):
+                self._outbox.put_nowait(frames)
+            case Opened(fresh=fresh):
+                if fresh:
+                    self._forget()
+            case LeaseExpired():
+                _log.warning("%s: the owner is silent; blocks dropped", self.name)
+                self._forget()
+            case Closed(reason=reason):
+                _log.info("%s: the owner said bye: %s", self.name, reason)
+                self._closed.set()
+            case Violation(error=error):
+                _log.warning("%s: refused: %s", self.name, error)
+            case _:
+                raise TypeError(f"no session event: {type(event).__name__}")
+
+    def _forget(self) -> None:
+        self._store.clear()
+        self._cancelled.clear()
+        while not self._queue.empty():
+            self._queue.get_nowait()
+
+    async def _pulse(self, link: Link) -> None:
+        """Say hello until a session is open, then keep it alive."""
+        while True:
+            for event in self._session.tick(self._now()):
+                self._handle(event)
+            beat = self._session.beat(self._now())
+            if beat:
+                await link.send(OWNER, beat, Channel.HEARTBEAT)
+            await asyncio.sleep(self._session.heartbeat_s)
+
+    async def _send(self, link: Link) -> None:
+        while True:
+            for frame in await self._outbox.get():
+                await link.send(OWNER, frame)
+
+    async def _work(self) -> None:
+        while True:
+            request = await self._queue.get()
+            if request.id in self._cancelled:
+                self._cancelled.discard(request.id)
+                continue
+            handle = self._session.handle
+            reply = await self._reply(request)
+            if self.delay_s:
+                await asyncio.sleep(self.delay_s)
+            if self._session.handle == handle:
+                self._outbox.put_nowait(reply())
+
+    async def _reply(self, request: Requested) -> Reply:
+        """Do what is asked; what the owner is told is made up later, when the session is known to be the same."""
+        try:
+            if self._executor is None:
+                tensors = self._do(request)
+            else:
+                tensors = await asyncio.get_running_loop().run_in_executor(self._executor, self._do, request)
+        except PeerError as error:
+            return partial(self._session.refuse, request.id, str(error))
+        except (AwfulOwlError, RuntimeError, MemoryError) as error:
+            _log.exception("%s: request %d failed", self.name, request.id)
+            return partial(self._session.error, request.id, type(error).__name__)
+        return partial(self._session.answer, request.id, tensors)
+
+    def _do(self, request: Requested) -> Sequence[Tensor]:
+        with torch.inference_mode():
+            match request.body:
+                case verbs.Load(sheets=sheets):
+                    self._store.load(sheets, request.tensors)
+                    return []
+                case verbs.Apply() as body:
+                    return self._apply(body, request.tensors)
+                case verbs.Release(slices=slices):
+                    self._store.release(slices)
+                    return []
+                case verbs.Fetch(rows=rows, slices=slices):
+                    return [self._store.fetch(rows, slices)]
+                case verbs.Commit(rows=rows, slices=slices):
+                    return [self._store.digest(rows, slices)]
+                case verbs.ApplyTransposed() | verbs.Step():
+                    raise RefusedError("this device serves only: training is not part of its version")
+                case never:
+                    assert_never(never)
+
+    def _apply(self, body: verbs.Apply, tensors: Sequence[Tensor]) -> list[Tensor]:
+        if len(tensors) != 1:
+            raise LimitError(f"apply: one tensor is wanted, {len(tensors)} came")
+        answers = self._store.apply(body, tensors[0])
+        return answers if self.tamper is None else self.tamper(body, tensors[0], answers)

@@ -1,0 +1,71 @@
+"""A fleet of machines elsewhere, through a broker that somebody runs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from awfulowl.errors import InputError
+from awfulowl.fabric.base import Fabric
+from awfulowl.fabric.identity import Enrolment, Identity
+from awfulowl.fabric.nats import NatsFabric
+from awfulowl.fabric.sealed import SealedFabric
+from awfulowl.fleet.fleet import Fleet
+from awfulowl.owner.policy import Policy
+from awfulowl.placement.ledger import UNKNOWN, Device
+
+_ENROLMENT_BYTES = 4096
+
+
+def connect(
+    url: str,
+    *,
+    identity: Identity | Path,
+    devices: Sequence[Enrolment | Path],
+    domains: Mapping[str, str] | None = None,
+    sealed: bool = True,
+    policy: Policy | None = None,
+) -> Fleet:
+    """Join a broker as the owner of these devices.
+
+    Args:
+        url: `nats://`, `tls://`, `ws://` or `wss://`, host and port.
+        identity: the owner's keys, or the file that holds them.
+        devices: what each device's `owl device` printed when it was enrolled, or the file that holds it.
+        domains: of devices whose party is known, by name; the others form one domain.
+        sealed: seal every frame between owner and device, so that whoever runs the broker sees no block and no
+            activation. Leave it on unless the broker is your own.
+        policy: times and sizes, where the standard ones do not fit.
+
+    Raises:
+        InputError: an address, a key file or an enrolment is not usable.
+        BrokerError: the broker is not there, or does not let the owner in.
+    """
+    keys = Identity.load(identity) if isinstance(identity, Path) else identity
+    enrolled = [read_enrolment(device) if isinstance(device, Path) else device for device in devices]
+    known = domains or {}
+    strangers = known.keys() - {device.name for device in enrolled}
+    if strangers:
+        raise InputError(f"domains name devices that are not enrolled: {', '.join(sorted(strangers))}")
+    fabric: Fabric = NatsFabric(url, keys)
+    if sealed:
+        fabric = SealedFabric(fabric, keys, {device.name: device.seal_public for device in enrolled})
+    return Fleet(fabric, [Device(device.name, known.get(device.name, UNKNOWN)) for device in enrolled], policy=policy)
+
+
+def read_enrolment(path: Path) -> Enrolment:
+    """Read the public part of an identity from a JSON file.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_ENROLMENT_BYTES + 1)
+        if len(content) > _ENROLMENT_BYTES:
+            raise InputError(f"{path} is larger than an enrolment can be ({_ENROLMENT_BYTES} bytes)")
+        return msgspec.json.decode(content, type=Enrolment)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no enrolment: give the line that `owl identity` printed") from error

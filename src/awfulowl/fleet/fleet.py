@@ -1,0 +1,163 @@
+"""The owner's handle on a set of devices."""
+
+import atexit
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor, nn
+
+from awfulowl.errors import InputError, PlanError, ScatteredError
+from awfulowl.fabric.base import Fabric
+from awfulowl.limits import DEFAULT, Limits
+from awfulowl.owner.deployment import Deployment, Progress
+from awfulowl.owner.engine import Engine
+from awfulowl.owner.gather import gather
+from awfulowl.owner.ledger import Event
+from awfulowl.owner.loop import LoopThread
+from awfulowl.owner.modules import scatter
+from awfulowl.owner.peer import Standing
+from awfulowl.owner.policy import Policy
+from awfulowl.placement.ledger import Device
+from awfulowl.placement.plan import Plan, model_digest
+from awfulowl.placement.survey import Part, parts_of
+
+_MATH_THREADS = 2
+
+
+class Fleet:
+    """Devices that can be given models. Synchronous and thread-safe; unusable after a fork and after `close`.
+
+    Use `local_fleet` or `connect` to open one.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        devices: Sequence[Device],
+        *,
+        policy: Policy | None = None,
+        limits: Limits = DEFAULT,
+        loop: LoopThread | None = None,
+    ) -> None:
+        self.devices = tuple(devices)
+        self.policy = policy or Policy()
+        self._loop = loop or LoopThread()
+        self._executor = ThreadPoolExecutor(_MATH_THREADS, thread_name_prefix="awfulowl-math")
+        self._engine = Engine(fabric, self.policy, limits=limits, executor=self._executor)
+        self._scattered: weakref.WeakKeyDictionary[nn.Module, tuple[Deployment, tuple[Part, ...]]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._closed = False
+        self._loop.run(self._open(), 30)
+        atexit.register(self.close)
+
+    async def _open(self) -> None:
+        await self._engine.start()
+        self._engine.enrol(device.name for device in self.devices)
+
+    def wait_for_devices(self, timeout_s: float = 60.0) -> None:
+        """Wait until every device is there.
+
+        Raises:
+            UnavailableError: some are not, after `timeout_s`.
+        """
+        self._loop.run(self._engine.present([device.name for device in self.devices], timeout_s), timeout_s + 5)
+
+    def scatter(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        train: bool = False,
+        *,
+        timeout_s: float = 300.0,
+        progress: Progress | None = None,
+    ) -> nn.Module:
+        """Load the plan's blocks onto the devices and return a model that asks them; the original is untouched.
+
+        Raises:
+            PlanError: the plan was made for another model, or names devices that this fleet does not have.
+            ModelError: weights are unreadable.
+            UnavailableError: devices are missing, or the blocks could not be loaded within `timeout_s`.
+        """
+        if train:
+            raise InputError("training is not part of this version; leave train=False")
+        if plan.model != model_digest(model.named_parameters(remove_duplicate=False)):
+            raise PlanError("this plan was made for another model: names, shapes or types of parameters differ")
+        unknown = {device.name for device in plan.devices} - {device.name for device in self.devices}
+        if unknown:
+            raise PlanError(f"the plan names devices that this fleet does not have: {', '.join(sorted(unknown))}")
+        parts = tuple(parts_of(model, plan).values())
+        weights = {name: product.weights for part in parts for name, product in part.products().items()}
+        deployment = Deployment(self._engine, plan, weights)
+        self._loop.run(deployment.start(timeout_s, progress), timeout_s + 30)
+        scattered = scatter(model, deployment, parts, self._loop)
+        self._scattered[scattered] = deployment, parts
+        return scattered
+
+    def gather(self, scattered: nn.Module, *, timeout_s: float = 300.0) -> dict[str, Tensor]:
+        """Fetch every scattered weight, verify it, and return a plain state_dict of the whole model.
+
+        Raises:
+            ScatteredError: the model was not scattered by this fleet.
+            UnavailableError: a block could not be fetched from any honest device within `timeout_s`.
+        """
+        deployment, parts = self._scattering(scattered)
+        return self._loop.run(gather(deployment, scattered, parts, timeout_s), timeout_s + 5)
+
+    def release(self, scattered: nn.Module) -> None:
+        """Let the devices forget a model; calling it afterwards raises."""
+        deployment = self._scattering(scattered)[0]
+        self._loop.run(deployment.stop(), 30)
+        del self._scattered[scattered]
+
+    def plan_of(self, scattered: nn.Module) -> Plan:
+        """Return the plan as it stands now: with today's holders and everything that was seen so far. Secret."""
+        return self._scattering(scattered)[0].assignment.plan()
+
+    def _scattering(self, scattered: nn.Module) -> tuple[Deployment, tuple[Part, ...]]:
+        found = self._scattered.get(scattered)
+        if found is None:
+            raise ScatteredError("this model was not scattered by this fleet")
+        return found
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """Counters since the fleet was opened, by name (`owner.ledger.Ledger` says what each counts)."""
+        return self._engine.ledger.counts()
+
+    @property
+    def events(self) -> list[Event]:
+        """The last events: devices that came, went, lied, and what was done about it."""
+        return list(self._engine.ledger.events)
+
+    @property
+    def standing(self) -> dict[str, Standing]:
+        """What the owner thinks of each device now."""
+        return {name: peer.standing for name, peer in self._engine.peers.items()}
+
+    def close(self) -> None:
+        """Say goodbye to the devices, which drop their blocks. Closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        try:
+            self._loop.run(self._engine.close(), 30)
+            self._shut_down()
+        finally:
+            self._loop.close()
+            self._executor.shutdown(wait=False)
+
+    def _shut_down(self) -> None:
+        """Stop what a subclass started, once the devices were told."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

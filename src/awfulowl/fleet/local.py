@@ -1,0 +1,201 @@
+"""A fleet on this machine: the embedded broker and one process for each device."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from awfulowl.device.control import Command, Corrupt, Delay, Join, Report, Told
+from awfulowl.device.lies import Kind
+from awfulowl.errors import InputError, UnavailableError
+from awfulowl.fabric.base import OWNER
+from awfulowl.fabric.broker import Broker
+from awfulowl.fabric.identity import Enrolment, Identity
+from awfulowl.fabric.nats import NatsFabric
+from awfulowl.fleet.fleet import Fleet
+from awfulowl.limits import GIB
+from awfulowl.owner.loop import LoopThread
+from awfulowl.owner.policy import Policy
+from awfulowl.placement.ledger import Device
+from awfulowl.placement.naming import name_devices
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_STOP_S = 5.0
+
+
+class DeviceProcess:
+    """One device process, and the pipes to command it."""
+
+    def __init__(self, name: str, folder: Path, threads: int, memory_bytes: int) -> None:
+        self.name = name
+        arguments = [sys.executable, "-m", "awfulowl.device", "--name", name]
+        arguments += ["--identity", str(folder / f"{name}.json")]
+        arguments += ["--threads", str(threads), "--memory-bytes", str(memory_bytes)]
+        self._process = subprocess.Popen(
+            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(threads)
+        )
+
+    def enrolment(self) -> Enrolment:
+        """Return who the device is; waits until the process has started.
+
+        Raises:
+            UnavailableError: it ended instead.
+        """
+        return self._read(Enrolment)
+
+    def tell(self, command: Command) -> None:
+        """Send a command.
+
+        Raises:
+            UnavailableError: the process has ended.
+        """
+        if self._process.stdin is None:
+            raise UnavailableError(f"{self.name}: no pipe to the process")
+        try:
+            self._process.stdin.write(msgspec.json.encode(command) + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise UnavailableError(f"{self.name}: the process has ended") from error
+
+    def lies_told(self) -> int:
+        """Return how many answers the device falsified since it was told to lie."""
+        self.tell(Report())
+        return self._read(Told).lies
+
+    def _read(self, kind: type[T]) -> T:
+        line = self._process.stdout.readline() if self._process.stdout is not None else b""
+        if not line:
+            raise UnavailableError(f"{self.name}: the device process ended with code {self._process.wait()}")
+        return msgspec.json.decode(line, type=kind)
+
+    def kill(self) -> None:
+        """End the process at once, as a power cut would."""
+        self._process.kill()
+        self._process.wait()
+        self._close_pipes()
+
+    def stop(self) -> None:
+        """End the process: its standard input ends, so it leaves; killed if it does not."""
+        self._close_pipes()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    @property
+    def running(self) -> bool:
+        """True while the process lives."""
+        return self._process.poll() is None
+
+
+def _environment(threads: int) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+
+
+class LocalFleet(Fleet):
+    """A fleet whose devices are processes on this machine: for development, demonstrations and tests."""
+
+    def __init__(self, devices: Sequence[Device], threads: int, memory_bytes: int, policy: Policy | None) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="awfulowl-"))
+        self._threads = threads
+        self._memory_bytes = memory_bytes
+        self._broker: Broker | None = None
+        loop = LoopThread()
+        self._processes = {device.name: self._start(device.name) for device in devices}
+        try:
+            keys = {name: process.enrolment().nkey_public for name, process in self._processes.items()}
+            owner = Identity.generate(OWNER)
+            self._broker = Broker(owner.enrolment.nkey_public, keys)
+            loop.run(self._broker.start())
+            super().__init__(NatsFabric(self._broker.url, owner), devices, policy=policy, loop=loop)
+            for process in self._processes.values():
+                process.tell(Join(self._broker.url))
+            self.wait_for_devices()
+        except BaseException:
+            self._stop_everything(loop)
+            raise
+
+    @property
+    def url(self) -> str:
+        """The address of the embedded broker."""
+        if self._broker is None:
+            raise UnavailableError("the broker is not running")
+        return self._broker.url
+
+    def _start(self, name: str) -> DeviceProcess:
+        return DeviceProcess(name, self._folder, self._threads, self._memory_bytes)
+
+    def kill(self, name: str) -> None:
+        """Kill a device's process."""
+        self._process(name).kill()
+
+    def restart(self, name: str) -> None:
+        """Start a killed device again, as itself: with its key, without its blocks."""
+        self._process(name).kill()
+        process = self._start(name)
+        process.enrolment()
+        process.tell(Join(self.url))
+        self._processes[name] = process
+
+    def corrupt(self, name: str, kind: Kind, size: float | None = None) -> None:
+        """Make a device lie from now on; `size` is the relative size of its errors."""
+        self._process(name).tell(Corrupt(kind, size))
+
+    def delay(self, name: str, delay_s: float) -> None:
+        """Make a device answer late."""
+        self._process(name).tell(Delay(delay_s))
+
+    def lies_told(self, name: str) -> int:
+        """Return how many answers a device falsified."""
+        return self._process(name).lies_told()
+
+    def _process(self, name: str) -> DeviceProcess:
+        if name not in self._processes:
+            raise InputError(f"no device {name!r}; there are {', '.join(self._processes)}")
+        return self._processes[name]
+
+    def _shut_down(self) -> None:
+        self._stop_everything(self._loop)
+
+    def _stop_everything(self, loop: LoopThread) -> None:
+        for process in self._processes.values():
+            process.stop()
+        if self._broker is not None:
+            loop.run(self._broker.stop(), 20)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def local_fleet(
+    devices: int | Sequence[str | Device] = 8,
+    *,
+    threads: int = 1,
+    memory_bytes: int = 4 * GIB,
+    policy: Policy | None = None,
+) -> LocalFleet:
+    """Start the embedded broker and device processes on this machine; use it as a context manager.
+
+    Args:
+        devices: how many, or their names.
+        threads: of each device.
+        memory_bytes: of weights that each device accepts.
+        policy: times and sizes, where the standard ones do not fit.
+
+    Raises:
+        BrokerError: the broker is missing, not the one that we know, or cannot start.
+        UnavailableError: a device process does not start.
+    """
+    return LocalFleet(name_devices(devices), threads, memory_bytes, policy)

@@ -1,0 +1,1 @@
+"""The trusted end: cuts, sends, adds, checks, and finds another device when one fails."""

@@ -1,0 +1,347 @@
+"""One plan on the fleet: which device holds what right now, and what is done when that changes."""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from awfulowl.blocks.grid import rectangle
+from awfulowl.blocks.kernels import product
+from awfulowl.errors import LocalError, ModelError, PeerError, UnavailableError
+from awfulowl.owner.engine import Engine, together
+from awfulowl.owner.layout import Layouts, Outputs
+from awfulowl.owner.peer import Peer, Standing
+from awfulowl.placement.assignment import Assignment
+from awfulowl.placement.plan import Panel, Plan
+from awfulowl.verification.freivalds import Check
+from awfulowl.wire.messages import Load, Release, Sheet
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+CellKey = tuple[int, int]
+"""(panel, cell) by their numbers in the plan."""
+
+_LOADS_AT_ONCE: Final = 2
+_LOAD_TIMEOUT_FACTOR: Final = 6.0
+"""Loads are larger than answers, and a device may be busy with another."""
+
+
+class KeptError(LocalError):
+    """The rules allow no placement for this panel: the owner multiplies itself."""
+
+
+class Deployment:
+    """Holds the assignment, the check vectors and references to the model's weights: no copy of them."""
+
+    def __init__(self, engine: Engine, plan: Plan, weights: Mapping[str, Sequence[Tensor]]) -> None:
+        self.engine = engine
+        self.assignment = Assignment(plan, engine.entropy)
+        self.panels = plan.panels
+        self.replicas = plan.rules.replicas
+        self.layouts = [Layouts(panel) for panel in self.panels]
+        self.weights = [_stack(panel, weights) for panel in self.panels]
+        self.checks: list[Check] = []
+        self.kept: set[int] = set()
+        self._ready: dict[CellKey, set[str]] = {
+            (number, cell): set() for number, panel in enumerate(self.panels) for cell in range(len(panel.cells))
+        }
+        self._loading: dict[tuple[str, CellKey], asyncio.Task[None]] = {}
+        self._uses = [0] * len(self.panels)
+        self._renewing: set[int] = set()
+
+    async def start(self, timeout_s: float, progress: Progress | None = None) -> None:
+        """Draw check vectors, wait for the devices, and load every block.
+
+        Raises:
+            UnavailableError: devices are missing, or blocks could not be loaded in time.
+            ModelError: weights are not finite.
+        """
+        for number in range(len(self.panels)):
+            self.checks.append(await self.engine.compute(partial(self._new_check, number)))
+        names = [device.name for device in self.assignment.plan().devices]
+        self.engine.enrol(names)
+        await self.engine.present(names, timeout_s)
+        self.engine.watch(self)
+        duties = {name: self.assignment.duties(name, names) for name in names}
+        meter = _Meter(sum(self._cell_bytes(key) for keys in duties.values() for key in keys), progress)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await together(self._load_duties(self.engine.peers[name], meter) for name in names)
+                await together(self._find(key, frozenset()) for key in self._ready)
+        except TimeoutError as error:
+            raise UnavailableError(f"the blocks were not loaded within {timeout_s:g} s; see fleet.events") from error
+        except KeptError:
+            return
+
+    async def stop(self) -> None:
+        """Let the devices forget this plan's blocks, and watch them no longer."""
+        self.engine.unwatch(self)
+        for task in self._loading.values():
+            task.cancel()
+        slices = tuple(handle for panel in self.panels for handle in panel.slice_handles)
+        for peer in self.engine.peers.values():
+            if peer.alive:
+                await peer.ask(Release(slices), [], timeout_s=self.engine.policy.answer_timeout_s)
+
+    def _new_check(self, number: int) -> Check:
+        return Check(self.weights[number], self.panels[number].grid, self.engine.entropy)
+
+    def _alive(self, avoid: Collection[str] = ()) -> set[str]:
+        return {name for name, peer in self.engine.peers.items() if peer.alive and name not in avoid}
+
+    def _cell_bytes(self, key: CellKey) -> int:
+        grid, cell = self.panels[key[0]].grid, self.panels[key[0]].cells[key[1]]
+        column = grid.columns[cell.column]
+        taps = 1
+        for length in grid.size:
+            taps *= length
+        return 4 * taps * sum(grid.rows[row].size for row in cell.rows) * column.span.size // column.groups
+
+    # What devices hold
+
+    def opened(self, peer: Peer, *, fresh: bool) -> None:
+        """Give a device that came back its old blocks again."""
+        if fresh:
+            for holders in self._ready.values():
+                holders.discard(peer.name)
+        if self.assignment.duties(peer.name, self._alive()):
+            self.engine.ledger.restored += 1
+            self.engine.spawn(self._load_duties(peer))
+
+    def lost(self, _: Peer) -> None:
+        """Look for replacements if the device stays away; what it holds counts again if it comes back with it."""
+        self.engine.spawn(self._repair_later())
+
+    def evicted(self, peer: Peer, slices: Sequence[bytes]) -> None:
+        """Load again what a device dropped."""
+        gone = set(slices)
+        for (number, cell), holders in self._ready.items():
+            if self.panels[number].slice_handles[self.panels[number].cells[cell].column] in gone:
+                holders.discard(peer.name)
+        self.engine.spawn(self._load_duties(peer))
+
+    async def _load_duties(self, peer: Peer, meter: "_Meter | None" = None) -> None:
+        """Load what the assignment gives a device and it does not hold yet, in sheets of full rectangles."""
+        duties = self.assignment.duties(peer.name, self._alive())
+        slots = asyncio.Semaphore(_LOADS_AT_ONCE)
+
+        async def one(number: int, cells: Sequence[int]) -> None:
+            async with slots:
+                try:
+                    await self._load(peer, number, cells)
+                except PeerError as error:
+                    self.engine.note("load failed", peer.name, str(error))
+            if meter is not None:
+                meter.add(sum(self._cell_bytes((number, cell)) for cell in cells))
+
+        missing = [key for key in duties if peer.name not in self._ready[key]]
+        await together(one(number, cells) for number, cells in self._sheets(missing))
+
+    def _sheets(self, keys: Iterable[CellKey]) -> Iterable[tuple[int, list[int]]]:
+        """Group cells of one panel and equal rows, in the order of summation, into loads of limited size."""
+        groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for number, cell in keys:
+            groups.setdefault((number, self.panels[number].cells[cell].rows), []).append(cell)
+        for (number, _), cells in groups.items():
+            rank = self.layouts[number].rank
+            panel = self.panels[number]
+            cells.sort(key=lambda cell: rank[panel.cells[cell].column])
+            batch: list[int] = []
+            size = 0
+            for cell in cells:
+                alone = panel.grid.columns[panel.cells[cell].column].groups > 1
+                more = self._cell_bytes((number, cell))
+                if batch and (alone or size + more > self.engine.policy.load_bytes):
+                    yield number, batch
+                    batch, size = [], 0
+                batch.append(cell)
+                size += more
+                if alone:
+                    yield number, batch
+                    batch, size = [], 0
+            if batch:
+                yield number, batch
+
+    async def _load(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
+        panel = self.panels[number]
+        rows = panel.cells[cells[0]].rows
+        columns = [panel.cells[cell].column for cell in cells]
+        tensor = await self.engine.compute(lambda: self._rectangle(number, rows, columns))
+        sheet = Sheet(
+            rows=tuple(panel.row_handles[row] for row in rows),
+            row_sizes=tuple(panel.grid.rows[row].size for row in rows),
+            slices=tuple(panel.slice_handles[column] for column in columns),
+            slice_sizes=tuple(panel.grid.columns[column].span.size for column in columns),
+            kernel=panel.grid.kernel,
+            groups=panel.grid.columns[columns[0]].groups,
+        )
+        timeout_s = self.engine.policy.answer_timeout_s * _LOAD_TIMEOUT_FACTOR
+        await peer.ask(Load((sheet,)), [tensor], timeout_s=timeout_s)
+        for cell in cells:
+            self._ready[number, cell].add(peer.name)
+        self.engine.changed()
+
+    def _rectangle(self, number: int, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        tensor = rectangle(self.weights[number], self.panels[number].grid, rows, columns)
+        if not self.checks[number].matches(tensor, rows=rows, columns=columns):
+            raise ModelError(
+                f"{self.panels[number].name}: the weights changed since they were scattered; scatter the model again"
+            )
+        return tensor
+
+    async def _complete(self) -> None:
+        """Wait until every cell has a holder."""
+        while any(not holders and key[0] not in self.kept for key, holders in self._ready.items()):
+            missing = [key for key, holders in self._ready.items() if not holders]
+            for key in missing:
+                await self._replace(key, frozenset())
+
+    # Who is asked
+
+    def _holders(self, key: CellKey, avoid: Collection[str] = ()) -> tuple[str, ...]:
+        """Return the live devices, outside `avoid`, that hold a cell and serve it."""
+        return self.assignment.holders(*key, self._ready[key] & self._alive(avoid))
+
+    def has_others(self, number: int, cells: Iterable[int], avoid: Collection[str]) -> bool:
+        """Say whether every one of these cells has a live holder outside `avoid`."""
+        return all(self._holders((number, cell), avoid) for cell in cells)
+
+    async def route(self, number: int, cells: Iterable[int], avoid: frozenset[str]) -> dict[str, list[int]]:
+        """Choose a live holder for each cell; where there is none, find one or wait for one.
+
+        Raises:
+            KeptError: the owner has taken this panel back.
+            UnavailableError: every device was caught lying.
+        """
+        shares: dict[str, list[int]] = {}
+        for cell in cells:
+            holders = await self._find((number, cell), avoid)
+            shares.setdefault(self.engine.pace.choose(holders), []).append(cell)
+        return shares
+
+    async def _find(self, key: CellKey, avoid: frozenset[str]) -> tuple[str, ...]:
+        """Return the holders of a cell; those in `avoid` only when nobody else may have it."""
+        while True:
+            if key[0] in self.kept:
+                raise KeptError(self.panels[key[0]].name)
+            holders = self._holders(key, avoid)
+            if not holders and await self._replace(key, avoid):
+                holders = self._holders(key, avoid)
+            holders = holders or self._holders(key)
+            if holders:
+                return holders
+            if self._alive() and not self._may_return(key):
+                self._keep(key[0])
+            else:
+                await self._wait_for_devices()
+
+    async def _wait_for_devices(self) -> None:
+        """Wait until somebody comes; when everybody was caught lying nobody will."""
+        if all(peer.standing is Standing.QUARANTINED for peer in self.engine.peers.values()):
+            raise UnavailableError("every device was caught lying; nothing honest is left")
+        await self.engine.change()
+
+    async def _replace(self, key: CellKey, avoid: Collection[str] = ()) -> bool:
+        """Load a cell onto one more device, if the rules allow any."""
+        loading = [device for device, cell in self._loading if cell == key and device not in avoid]
+        for device in loading or self.assignment.candidates(*key, self._alive(avoid)):
+            if await self._settle(device, key):
+                return True
+        return False
+
+    async def _settle(self, device: str, key: CellKey) -> bool:
+        """Give a cell to a device; many may ask for the same at once, it is loaded once."""
+        task = self._loading.get((device, key))
+        if task is None:
+            self.assignment.assign(*key, device)
+            self.engine.ledger.replaced += 1
+            self.engine.note("replaced", device, f"takes a cell of {self.panels[key[0]].name}")
+            task = self.engine.spawn(self._load(self.engine.peers[device], key[0], [key[1]]))
+            self._loading[device, key] = task
+            task.add_done_callback(lambda _: self._loading.pop((device, key), None))
+        try:
+            await asyncio.shield(task)
+        except PeerError as error:
+            self.engine.note("load failed", device, str(error))
+            return False
+        return True
+
+    def _may_return(self, key: CellKey) -> bool:
+        """Say whether a holder of this cell is absent for so short that it may come back."""
+        everybody = self.assignment.holders(*key, self.engine.peers.keys())
+        return any(self.engine.absent_s(name) < self.engine.policy.repair_after_s for name in everybody)
+
+    def _keep(self, number: int) -> None:
+        if number in self.kept:
+            return
+        self.kept.add(number)
+        self.engine.ledger.kept += 1
+        self.engine.note(
+            "kept", "", f"the rules allow no placement for {self.panels[number].name}: the owner takes it back"
+        )
+        self.engine.changed()
+
+    async def _repair_later(self) -> None:
+        """After a while, give the cells of devices that stay away to others, so that replicas are whole again."""
+        await asyncio.sleep(self.engine.policy.repair_after_s)
+        for key in self._ready:
+            if key[0] not in self.kept and len(self._holders(key)) < self.replicas and not self._may_return(key):
+                await self._replace(key)
+        self.engine.changed()
+
+    # Arithmetic at the owner
+
+    def used(self, number: int, samples: int) -> None:
+        """Count a product; draw new check vectors on schedule."""
+        self.engine.ledger.samples += samples
+        self._uses[number] += 1
+        if self._uses[number] >= self.engine.policy.renew_after:
+            self.renew(number)
+
+    def renew(self, number: int) -> None:
+        """Draw new check vectors in the background: an answer accepted or rejected says a little about the old ones."""
+        if number in self._renewing:
+            return
+        self._renewing.add(number)
+        self._uses[number] = 0
+        self.engine.spawn(self._renew(number))
+
+    async def _renew(self, number: int) -> None:
+        try:
+            self.checks[number] = await self.engine.compute(partial(self._new_check, number))
+        finally:
+            self._renewing.discard(number)
+
+    def multiply_here(self, number: int, x: Tensor, outputs: Outputs) -> Tensor:
+        """Return the product of a panel that the owner took back."""
+        grid = self.panels[number].grid
+        y = torch.cat(
+            [product(grid.kernel, weight.float(), x.float(), grid.groups) for weight in self.weights[number]], dim=1
+        )
+        return torch.cat([y[:, grid.rows[row].start : grid.rows[row].stop] for row in outputs.rows], dim=1)
+
+
+class _Meter:
+    """Adds up progress over concurrent loads."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total = total
+        self._done = 0
+        self._progress = progress
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _stack(panel: Panel, weights: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
+    """Return references to the weights of a panel's members, in the order of its outputs."""
+    missing = [member.product for member in panel.members if member.product not in weights]
+    if missing:
+        raise ModelError(f"the plan names {missing[0]!r}, which this model does not have")
+    return [tensor.detach() for member in panel.members for tensor in weights[member.product]]

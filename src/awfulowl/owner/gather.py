@@ -1,0 +1,92 @@
+"""Bring the weights of a scattered model home: fetched, verified, and joined into a plain state_dict."""
+
+import asyncio
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from awfulowl.blocks.grid import rejoin
+from awfulowl.errors import PeerError, UnavailableError
+from awfulowl.owner.deployment import Deployment
+from awfulowl.placement.survey import Part, product_name
+from awfulowl.wire.messages import Fetch
+
+
+async def gather_product(deployment: Deployment, number: int, timeout_s: float) -> Tensor:
+    """Return the stacked weights of a panel, (outputs, inputs / groups, *size), fetched from devices and verified.
+
+    Raises:
+        UnavailableError: a cell cannot be had from any honest device within `timeout_s`.
+    """
+    panel = deployment.panels[number]
+    try:
+        async with asyncio.timeout(timeout_s):
+            tensors = [await _fetch(deployment, number, cell) for cell in range(len(panel.cells))]
+    except TimeoutError as error:
+        raise UnavailableError(f"{panel.name}: not all weights came within {timeout_s:g} s") from error
+    pieces = [(cell.rows, (cell.column,), tensor) for cell, tensor in zip(panel.cells, tensors, strict=True)]
+    return rejoin(pieces, panel.grid)
+
+
+async def _fetch(deployment: Deployment, number: int, cell: int) -> Tensor:
+    panel = deployment.panels[number]
+    rows, column = panel.cells[cell].rows, panel.cells[cell].column
+    body = Fetch(rows=tuple(panel.row_handles[row] for row in rows), slices=(panel.slice_handles[column],))
+    avoid: frozenset[str] = frozenset()
+    for _ in range(2 + len(deployment.engine.peers)):
+        (device,) = await deployment.route(number, [cell], avoid)
+        peer = deployment.engine.peers[device]
+        try:
+            answer = await peer.ask(body, [], timeout_s=deployment.engine.policy.answer_timeout_s)
+        except PeerError as error:
+            deployment.engine.note("failover", device, str(error))
+            avoid |= {device}
+            continue
+        if _is_right(deployment, number, answer, rows, column):
+            return answer[0]
+        deployment.engine.quarantine(peer, f"weights of {panel.name} failed the check")
+        avoid |= {device}
+    raise UnavailableError(f"{panel.name}: no honest device returned these weights")
+
+
+def _is_right(deployment: Deployment, number: int, answer: Sequence[Tensor], rows: Sequence[int], column: int) -> bool:
+    grid = deployment.panels[number].grid
+    outputs = sum(grid.rows[row].size for row in rows)
+    width = grid.columns[column].span.size // grid.columns[column].groups
+    shape = (outputs, width, *grid.size)
+    return (
+        len(answer) == 1
+        and tuple(answer[0].shape) == shape
+        and answer[0].dtype is torch.float32
+        and deployment.checks[number].matches(answer[0], rows=rows, columns=[column])
+    )
+
+
+async def gather(
+    deployment: Deployment, scattered: nn.Module, parts: Iterable[Part], timeout_s: float
+) -> dict[str, Tensor]:
+    """Return the state_dict that the original model would have.
+
+    A clone of each scattered module takes the weights in: its adapter's products are views of its parameters.
+    """
+    state: dict[str, Tensor] = dict(scattered.state_dict())
+    stacked = [await gather_product(deployment, number, timeout_s) for number in range(len(deployment.panels))]
+    rows = {
+        member.product: stacked[number][member.rows.start : member.rows.stop]
+        for number, panel in enumerate(deployment.panels)
+        for member in panel.members
+    }
+    for part in parts:
+        clone = copy.deepcopy(part.target.module)
+        path = part.target.name
+        with torch.no_grad():
+            for product in part.target.adapter.products(clone, unfold=part.unfold):
+                home = rows[product_name(path, product.name)]
+                sizes = [weight.shape[0] for weight in product.weights]
+                for weight, values in zip(product.weights, torch.split(home, sizes), strict=True):
+                    weight.copy_(values)
+        for name, parameter in clone.state_dict().items():
+            state.setdefault(f"{path}.{name}" if path else name, parameter)
+    return state

@@ -1,0 +1,71 @@
+"""One event loop in one thread, for callers that are not asynchronous."""
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from awfulowl.errors import ClosedError, UnavailableError
+from awfulowl.fabric.loop import new_event_loop
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs coroutines for any number of threads, until closed."""
+
+    def __init__(self, name: str = "awfulowl") -> None:
+        self._loop = new_event_loop()
+        self._process = os.getpid()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
+        """Run `work` in the loop and wait for its result; on a timeout or an interrupt it is cancelled.
+
+        Raises:
+            ClosedError: the loop is closed, belongs to another process (after fork), or is this very thread.
+            UnavailableError: `timeout_s` has passed.
+        """
+        try:
+            self._check_usable()
+        except ClosedError:
+            work.close()
+            raise
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(timeout_s)
+        except concurrent.futures.TimeoutError as error:
+            if future.done():
+                raise
+            future.cancel()
+            raise UnavailableError(f"no result within timeout_s={timeout_s}: raise it, or see fleet.events") from error
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._process:
+            raise ClosedError("this fleet was opened by another process; after a fork, open a new one in the child")
+        if not self._thread.is_alive() or self._loop.is_closed():
+            raise ClosedError("this fleet is closed; open a new one")
+        if threading.current_thread() is self._thread:
+            raise ClosedError("a fleet cannot be called from inside its own event loop")
+
+    def close(self) -> None:
+        """Stop the loop and its thread; what still runs is cancelled."""
+        if os.getpid() != self._process or self._loop.is_closed():
+            return
+        asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+
+async def _cancel_all() -> None:
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,140 @@
+"""Turn a model into one whose scattered products are asked of the fleet."""
+
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from awfulowl.blocks.adapters.stand_in import Multiply
+from awfulowl.blocks.kernels import Dense, output_shape
+from awfulowl.blocks.surgery import substitute
+from awfulowl.errors import InputError
+from awfulowl.owner.deployment import Deployment
+from awfulowl.owner.loop import LoopThread
+from awfulowl.owner.product import Product
+from awfulowl.placement.plan import Panel
+from awfulowl.placement.survey import Part
+
+
+class _Memory(NamedTuple):
+    """The last input of a panel in one thread, and the rows of its product that nobody took yet."""
+
+    x: "weakref.ref[Tensor]"
+    version: int | Tensor
+    outputs: dict[int, Tensor]
+
+
+class PanelCalls:
+    """The products of one panel's members.
+
+    Members with the same input (q, k and v) are multiplied in one request: the first one asks for all, the others
+    find their rows here. "The same" means the same tensor object, unchanged since: by its version counter, or, under
+    `torch.inference_mode`, where there is none, by comparing values.
+    """
+
+    def __init__(self, deployment: Deployment, number: int, loop: LoopThread) -> None:
+        self._deployment = deployment
+        self._number = number
+        self._panel: Panel = deployment.panels[number]
+        self._loop = loop
+        self._memory = threading.local()
+        self._rows = [_rows_of(self._panel, index) for index in range(len(self._panel.members))]
+        self._together = len(self._panel.members) > 1
+
+    def multiply(self, member: int, x: Tensor) -> Tensor:
+        """Return W x for one member: (..., outputs) or (batch, outputs, *space), in float32 on x's device."""
+        remembered = self._recall(member, x)
+        if remembered is not None:
+            return remembered
+        members = list(range(len(self._rows))) if self._together else [member]
+        y = self._product(x, [row for index in members for row in self._rows[index]])
+        if len(members) == 1:
+            return y
+        dim = -1 if isinstance(self._panel.grid.kernel, Dense) else 1
+        parts = torch.split(y, [self._panel.members[index].rows.size for index in members], dim=dim)
+        outputs = dict(zip(members, parts, strict=True))
+        mine = outputs.pop(member)
+        self._remember(x, outputs)
+        return mine
+
+    def _recall(self, member: int, x: Tensor) -> Tensor | None:
+        memory: _Memory | None = getattr(self._memory, "value", None)
+        if memory is None:
+            return None
+        if memory.x() is x and _unchanged(x, memory.version) and member in memory.outputs:
+            y = memory.outputs.pop(member)
+            if not memory.outputs:
+                self._memory.value = None
+            return y
+        # The rest was asked for in vain: these members do not share their input after all.
+        self._together = False
+        self._memory.value = None
+        return None
+
+    def _remember(self, x: Tensor, outputs: dict[int, Tensor]) -> None:
+        self._memory.value = _Memory(weakref.ref(x), _version(x), outputs)
+
+    def _product(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+        grid = self._panel.grid
+        flat = x.detach().reshape(-1, grid.inputs) if isinstance(grid.kernel, Dense) else x.detach()
+        if flat.shape[1] != grid.inputs or flat.dim() != 2 + len(grid.size):
+            raise InputError(f"{self._panel.name}: inputs of shape {tuple(x.shape)} for {grid.inputs} features")
+        outputs = sum(grid.rows[row].size for row in rows)
+        if flat.numel() == 0:
+            y = torch.zeros(output_shape(grid.kernel, outputs, grid.size, flat.shape))
+        else:
+            flat = flat.to("cpu", torch.float32)
+            y = self._loop.run(Product(self._deployment, self._number, rows).multiply(flat))
+        if isinstance(grid.kernel, Dense):
+            y = y.reshape(*x.shape[:-1], outputs)
+        return y.to(x.device)
+
+
+def _rows_of(panel: Panel, index: int) -> list[int]:
+    span = panel.members[index].rows
+    return [row for row, at in enumerate(panel.grid.rows) if span.start <= at.start and at.stop <= span.stop]
+
+
+def _version(x: Tensor) -> int | Tensor:
+    return x.clone() if x.is_inference() else x._version  # noqa: SLF001  public in C++, and the only one
+
+
+def _unchanged(x: Tensor, version: int | Tensor) -> bool:
+    return torch.equal(x, version) if isinstance(version, Tensor) else not x.is_inference() and x._version == version  # noqa: SLF001
+
+
+def scatter(
+    model: nn.Module,
+    deployment: Deployment,
+    parts: Iterable[Part],
+    loop: LoopThread,
+) -> nn.Module:
+    """Return a copy of the model that asks the fleet; it shares every kept tensor, and the original is untouched.
+
+    Args:
+        model: the original.
+        deployment: where its products are.
+        parts: its scattered modules.
+        loop: the thread in which the fleet lives.
+    """
+    where = {
+        member.product: (number, index)
+        for number, panel in enumerate(deployment.panels)
+        for index, member in enumerate(panel.members)
+    }
+    calls = [PanelCalls(deployment, number, loop) for number in range(len(deployment.panels))]
+    replacements: dict[nn.Module, nn.Module] = {}
+    for part in parts:
+        multiplies: dict[str, Multiply] = {}
+        for name, product in part.products().items():
+            number, index = where[name]
+            multiplies[product.name] = _bind(calls[number], index)
+        replacements[part.target.module] = part.target.replace(multiplies, unfold=part.unfold)
+    return substitute(model, replacements, freeze=True)
+
+
+def _bind(calls: PanelCalls, index: int) -> Multiply:
+    return lambda x: calls.multiply(index, x)

@@ -1,0 +1,109 @@
+"""One device, as the owner knows it: its session, its open requests, its standing."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from enum import Enum
+
+from torch import Tensor
+
+from awfulowl.errors import GoneError, PeerError, RefusedError
+from awfulowl.fabric.base import Link
+from awfulowl.owner.ledger import Ledger
+from awfulowl.wire import messages as verbs
+from awfulowl.wire.session import OwnerSession
+
+
+class Standing(Enum):
+    """What the owner thinks of a device."""
+
+    ABSENT = "absent"
+    PRESENT = "present"
+    QUARANTINED = "quarantined"
+
+
+class Peer:
+    """Asks one device and waits for its answers, within its byte credit."""
+
+    def __init__(self, name: str, link: Link, session: OwnerSession, ledger: Ledger) -> None:
+        self.name = name
+        self.session = session
+        self.standing = Standing.ABSENT
+        self.left_at_s = -math.inf
+        self.violations = 0
+        self.last: tuple[verbs.Apply, Tensor, int] | None = None
+        self._link = link
+        self._ledger = ledger
+        self._waiting: dict[int, asyncio.Future[list[Tensor]]] = {}
+        self._freed = asyncio.Event()
+        self._sends: set[asyncio.Task[None]] = set()
+
+    @property
+    def alive(self) -> bool:
+        """True while the device is there and trusted with requests."""
+        return self.standing is Standing.PRESENT
+
+    async def ask(
+        self, body: verbs.Request, tensors: Sequence[Tensor], *, timeout_s: float, answer_bytes: int = 0
+    ) -> list[Tensor]:
+        """Send a request and return the tensors of its answer.
+
+        Raises:
+            GoneError: the device left, or is silent, or did not answer in `timeout_s`.
+            RefusedError: it refused, or failed.
+        """
+        loop = asyncio.get_running_loop()
+        await self._wait_for_credit(answer_bytes + sum(tensor.nbytes for tensor in tensors), timeout_s)
+        now = loop.time()
+        id_, frames = self.session.request(body, tensors, now, deadline=now + timeout_s, answer_bytes=answer_bytes)
+        future: asyncio.Future[list[Tensor]] = loop.create_future()
+        self._waiting[id_] = future
+        try:
+            await self.send(frames)
+            return await future
+        finally:
+            if self._waiting.pop(id_, None) is not None and not future.done():
+                self.post(self.session.cancel(id_))
+            self._freed.set()
+
+    async def _wait_for_credit(self, size: int, timeout_s: float) -> None:
+        """Wait until `size` bytes fit the credit; a request larger than all credit goes alone."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._waiting and size > self.session.free_credit_bytes:
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError as error:
+            raise GoneError(f"{self.name}: no credit within {timeout_s} s") from error
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        """Hand frames to the fabric, in order."""
+        for frame in frames:
+            self._ledger.bytes_sent += len(frame)
+            await self._link.send(self.name, frame)
+
+    def post(self, frames: Sequence[bytes]) -> None:
+        """Send without waiting: for messages that nobody waits for."""
+        task = asyncio.get_running_loop().create_task(self.send(frames))
+        self._sends.add(task)
+        task.add_done_callback(self._sends.discard)
+
+    def settle(self, id_: int, result: list[Tensor] | PeerError) -> None:
+        """Give the answer of a request to whoever waits for it."""
+        future = self._waiting.pop(id_, None)
+        self._freed.set()
+        if future is None or future.done():
+            return
+        if isinstance(result, PeerError):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+
+    def refuse(self, id_: int, reason: str) -> None:
+        """Settle a request that the device refused or failed at."""
+        self.settle(id_, RefusedError(f"{self.name}: {reason}"))
+
+    def abandon(self, reason: str) -> None:
+        """Fail everything that is open: the device is gone."""
+        for id_ in list(self._waiting):
+            self.settle(id_, GoneError(f"{self.name}: {reason}"))

@@ -1,0 +1,58 @@
+"""How long the owner waits, how often it asks, and what it does with those who lie."""
+
+from dataclasses import dataclass
+
+from awfulowl.limits import MIB
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """Times in seconds, sizes in bytes; every field may be changed when a fleet is opened."""
+
+    request_timeout_s: float = 60.0
+    """A product that is not done by then fails with `UnavailableError`."""
+
+    answer_timeout_s: float = 10.0
+    """A device that has not answered by then is passed over for this request."""
+
+    lease_s: float = 30.0
+    """A device that hears nothing for so long drops its blocks."""
+
+    heartbeat_s: float = 1.0
+    """Beat in both directions."""
+
+    silence_s: float = 5.0
+    """A device that is silent for longer is gone."""
+
+    hedge_factor: float = 4.0
+    """A replica is asked too once an answer takes this many times its usual time."""
+
+    hedge_min_s: float = 0.05
+    """A replica is never asked earlier than this: short waits are noise."""
+
+    hedge_first_s: float = 2.0
+    """The wait before a replica is asked while nothing is known about the usual time."""
+
+    repair_after_s: float = 3.0
+    """A device that is gone for longer is replaced; one that comes back earlier gets its blocks again."""
+
+    part_bytes: int = 2 * MIB
+    """Batches are cut so that no message is much larger: parts travel while others are multiplied."""
+
+    parts_in_flight: int = 8
+    """Parts of one product under way at once."""
+
+    load_bytes: int = 8 * MIB
+    """Sheets of about this size are loaded."""
+
+    verify: bool = True
+    """Check every answer. Off only to measure what the check costs."""
+
+    renew_after: int = 100_000
+    """Check vectors are drawn anew after so many products of a panel, and after every failed check."""
+
+    cover_s: tuple[float, float] = (5.0, 30.0)
+    """A quarantined device goes on getting old inputs for a random time in this range, so that it learns late."""
+
+    max_violations: int = 256
+    """A device that sends more undecodable or unasked frames than this is quarantined."""

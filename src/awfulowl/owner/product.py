@@ -1,0 +1,212 @@
+"""One product y = W x on the fleet: ask, hedge, fail over, add, check, and find the liar."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from awfulowl.blocks.grid import take
+from awfulowl.blocks.kernels import output_shape
+from awfulowl.errors import GoneError, InputError, PeerError, UnavailableError
+from awfulowl.owner.deployment import Deployment, KeptError
+from awfulowl.owner.engine import Engine, together
+from awfulowl.owner.layout import Layout, Outputs, Piece, add_up, answer_bytes, fits, inputs_of
+
+_NOBODY: frozenset[str] = frozenset()
+
+
+class Product:
+    """One panel's product for one batch. Lives as long as the request."""
+
+    def __init__(self, deployment: Deployment, panel: int, rows: Sequence[int]) -> None:
+        self._deployment = deployment
+        self._engine: Engine = deployment.engine
+        self._number = panel
+        self._panel = deployment.panels[panel]
+        self._grid = self._panel.grid
+        self._layouts = deployment.layouts[panel]
+        self._outputs = Outputs.of(self._grid, rows)
+
+    async def multiply(self, x: Tensor) -> Tensor:
+        """Return the wanted rows of W x: (batch, rows) or (batch, rows, *space), float32, checked.
+
+        Args:
+            x: (batch, inputs) or (batch, inputs, *space).
+
+        Raises:
+            UnavailableError: nothing honest is left that could answer, or not in time.
+            InputError: x, or the product, is not finite.
+        """
+        ledger = self._engine.ledger
+        ledger.requests += 1
+        try:
+            async with asyncio.timeout(self._engine.policy.request_timeout_s):
+                return await self._all_parts(x)
+        except KeptError:
+            return await self._engine.compute(lambda: self._deployment.multiply_here(self._number, x, self._outputs))
+        except TimeoutError as error:
+            ledger.requests_lost += 1
+            raise UnavailableError(
+                f"{self._panel.name}: no answer within {self._engine.policy.request_timeout_s:g} s; see fleet.events"
+            ) from error
+        except UnavailableError:
+            ledger.requests_lost += 1
+            raise
+
+    async def _all_parts(self, x: Tensor) -> Tensor:
+        """Cut the batch into parts that travel while others are multiplied."""
+        shape = output_shape(self._grid.kernel, self._outputs.size, self._grid.size, x.shape)
+        y = torch.empty(shape, dtype=torch.float32)
+        bytes_per_sample = 4 * max(x[0].numel(), y[0].numel())
+        step = max(1, self._engine.policy.part_bytes // bytes_per_sample)
+        slots = asyncio.Semaphore(self._engine.policy.parts_in_flight)
+
+        async def one(start: int) -> None:
+            async with slots:
+                await self._part(x[start : start + step], y[start : start + step])
+
+        await together(one(start) for start in range(0, x.shape[0], step))
+        self._deployment.used(self._number, x.shape[0])
+        return y
+
+    async def _part(self, x: Tensor, out: Tensor) -> None:
+        """Fill `out` with a checked product; every round that fails costs at least one liar its place."""
+        self._engine.ledger.parts += 1
+        every_cell = range(len(self._panel.cells))
+        pieces = await self._cover(every_cell, x, _NOBODY)
+        for _ in range(2 + len(self._engine.peers)):
+            if await self._engine.compute(lambda: self._finish(pieces, x, out)):  # noqa: B023  awaited at once
+                return
+            pieces = await self._blame(pieces, x)
+        raise UnavailableError(f"{self._panel.name}: answers keep failing the check; see fleet.events")
+
+    def _finish(self, pieces: Sequence[Piece], x: Tensor, out: Tensor) -> bool:
+        """Add the pieces into `out` and check the total; count what was checked."""
+        if not all(fits(piece, self._grid, x) for piece in pieces):
+            return False
+        add_up(pieces, self._layouts, self._outputs, out)
+        if not self._engine.policy.verify:
+            return True
+        accepted = self._deployment.checks[self._number].accepts(x, out, rows=self._rows())
+        self._engine.ledger.checks += accepted.numel()
+        failed = int(accepted.numel() - accepted.sum())
+        self._engine.ledger.checks_failed += failed
+        return failed == 0
+
+    def _rows(self) -> tuple[int, ...] | None:
+        return None if len(self._outputs.rows) == len(self._grid.rows) else self._outputs.rows
+
+    async def _blame(self, pieces: Sequence[Piece], x: Tensor) -> list[Piece]:
+        """Check every device singly, quarantine the liars, and have their cells done by others.
+
+        Raises:
+            InputError: nobody lied: the inputs or the true product are not finite.
+        """
+        guilty = [piece for piece in pieces if not await self._engine.compute(lambda: self._is_right(piece, x))]  # noqa: B023
+        if not guilty:
+            return await self._explain(x)
+        if not bool(torch.isfinite(x).all()):
+            raise InputError(f"{self._panel.name}: the inputs are not finite, so nothing can be checked")
+        for piece in guilty:
+            self._engine.ledger.lies_caught += 1
+            self._engine.quarantine(
+                self._engine.peers[piece.device], f"an answer for {self._panel.name} failed the check"
+            )
+        self._deployment.renew(self._number)
+        again = [cell for piece in guilty for cell in piece.layout.cells]
+        honest = [piece for piece in pieces if piece not in guilty]
+        return honest + await self._cover(again, x, frozenset(piece.device for piece in guilty))
+
+    def _is_right(self, piece: Piece, x: Tensor) -> bool:
+        if not fits(piece, self._grid, x):
+            return False
+        check = self._deployment.checks[self._number]
+        return all(
+            bool(check.accepts(take(x, self._grid, term.columns), tensor, columns=term.columns, rows=term.rows).all())
+            for term, tensor in zip(piece.layout.terms, piece.tensors, strict=True)
+        )
+
+    async def _explain(self, x: Tensor) -> list[Piece]:
+        """The total is wrong though every part is right: then the numbers are out of range, or the sum was unlucky."""
+        if not bool(torch.isfinite(x).all()):
+            raise InputError(f"{self._panel.name}: the inputs are not finite, so nothing can be checked")
+        self._deployment.renew(self._number)
+        return await self._cover(range(len(self._panel.cells)), x, _NOBODY)
+
+    async def _cover(self, cells: Iterable[int], x: Tensor, avoid: frozenset[str]) -> list[Piece]:
+        """Get these cells done by devices other than `avoid`, as far as there are others."""
+        shares = await self._deployment.route(self._number, cells, avoid)
+        done = await together(self._obtain(device, share, x, avoid) for device, share in shares.items())
+        return [piece for pieces in done for piece in pieces]
+
+    async def _obtain(self, device: str, cells: Sequence[int], x: Tensor, avoid: frozenset[str]) -> list[Piece]:
+        """Ask one device; ask replicas too when it is slow, and instead of it when it fails."""
+        layout = self._layouts.lay_out(cells, self._outputs.rows)
+        if not layout.terms:
+            return []
+        spawn = asyncio.get_running_loop().create_task
+        first: asyncio.Task[list[Piece]] = spawn(self._ask(device, layout, x))
+        running = {first}
+        try:
+            wait_s = self._patience_s(x)
+            done, _ = await asyncio.wait(running, timeout=wait_s)
+            if not done and self._deployment.has_others(self._number, cells, avoid | {device}):
+                self._engine.ledger.hedged += 1
+                self._engine.pace.observe(device, self._kind(x), wait_s, finished=False)
+                running.add(spawn(self._cover(cells, x, avoid | {device})))
+            return await self._first(running, first, device, cells, x, avoid)
+        finally:
+            for task in running:
+                task.cancel()
+
+    async def _first(
+        self,
+        running: set[asyncio.Task[list[Piece]]],
+        first: asyncio.Task[list[Piece]],
+        device: str,
+        cells: Sequence[int],
+        x: Tensor,
+        avoid: frozenset[str],
+    ) -> list[Piece]:
+        """Return the first success among the running; when only the device was asked and failed, ask others."""
+        failure: BaseException | None = None
+        while running:
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                running.discard(task)
+                error = task.exception()
+                if error is None:
+                    return task.result()
+                if not isinstance(error, PeerError | UnavailableError):
+                    raise error
+                if task is first:
+                    self._engine.note("failover", device, str(error))
+                else:
+                    failure = error
+        if failure is not None:
+            raise failure
+        self._engine.ledger.failovers += 1
+        return await self._cover(cells, x, avoid | {device})
+
+    def _kind(self, x: Tensor) -> tuple[int, int, int]:
+        return (id(self._deployment), self._number, x.shape[0].bit_length())
+
+    def _patience_s(self, x: Tensor) -> float:
+        usual = self._engine.pace.usual_s(self._kind(x))
+        policy = self._engine.policy
+        return policy.hedge_first_s if usual is None else max(policy.hedge_min_s, policy.hedge_factor * usual)
+
+    async def _ask(self, device: str, layout: Layout, x: Tensor) -> list[Piece]:
+        peer = self._engine.peers[device]
+        if not peer.alive:
+            raise GoneError(f"{device}: it is gone")
+        started = self._engine.now()
+        inputs = await self._engine.compute(lambda: inputs_of(layout, self._grid, x))
+        size = answer_bytes(layout, self._grid, x)
+        peer.last = (layout.body, inputs, size)
+        tensors = await peer.ask(
+            layout.body, [inputs], timeout_s=self._engine.policy.answer_timeout_s, answer_bytes=size
+        )
+        self._engine.pace.observe(device, self._kind(x), self._engine.now() - started)
+        return [Piece(device, layout, tensors)]

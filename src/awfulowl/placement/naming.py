@@ -1,0 +1,36 @@
+"""What a caller may give as `devices`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from awfulowl.errors import InputError
+from awfulowl.placement.ledger import Device
+
+
+class HasDevices(Protocol):
+    """A fleet, or a plan."""
+
+    devices: tuple[Device, ...]
+
+
+def name_devices(
+    devices: "int | Sequence[str | Device] | Mapping[str, str] | HasDevices",
+) -> tuple[Device, ...]:
+    """Return devices from a number (d1, d2, ...), names, a mapping of names to domains, or what has devices.
+
+    Raises:
+        InputError: there are none, or two share a name.
+    """
+    if isinstance(devices, int):
+        named = [Device(f"d{number}") for number in range(1, devices + 1)]
+    elif isinstance(devices, Mapping):
+        named = [Device(name, domain) for name, domain in devices.items()]
+    elif isinstance(devices, Sequence):
+        named = [device if isinstance(device, Device) else Device(device) for device in devices]
+    else:
+        named = list(devices.devices)
+    if not named:
+        raise InputError("no devices: give a number of at least 1, or names")
+    if len({device.name for device in named}) != len(named):
+        raise InputError("two devices share a name")
+    return tuple(named)
