@@ -21,10 +21,11 @@ from awfulowl.errors import VersionError
 
 PROTOCOL: Final = 1
 TEXT_CHARS: Final = 1024
+MOST: Final = 2**31 - 1
 
 Handle = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Size = Annotated[int, Meta(ge=1, le=MOST)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
 Text = Annotated[str, Meta(max_length=TEXT_CHARS)]
 Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
@@ -98,8 +99,8 @@ class Sheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return "a sheet has not one size for each handle"
         if not _distinct(self.rows) or not _distinct(self.slices):
             return "a sheet names a handle twice"
-        if not _sane(self.kernel):
-            return "a sheet's kernel has impossible strides, padding or dilation"
+        if not _fits_torch(self.kernel):
+            return f"a sheet's kernel has a stride, padding or dilation over {MOST}"
         outputs, inputs, axes = sum(self.row_sizes), sum(self.slice_sizes), _axes(self.kernel)
         fits = (
             len(tensor.shape) == 2 + axes
@@ -299,16 +300,11 @@ def _axes(kernel: Kernel) -> int:
     return len(kernel.stride) if isinstance(kernel, Convolution) else 0
 
 
-def _sane(kernel: Kernel) -> bool:
+def _fits_torch(kernel: Kernel) -> bool:
+    """Whether every number of a kernel is one that torch can take; that they make sense the kernel itself checks."""
     if isinstance(kernel, Dense):
         return True
-    axes, largest = len(kernel.stride), 2**31 - 1
-    return (
-        axes in {1, 2}
-        and len(kernel.padding) == len(kernel.dilation) == axes
-        and all(1 <= count <= largest for count in (*kernel.stride, *kernel.dilation))
-        and all(0 <= count <= largest for count in kernel.padding)
-    )
+    return max(*kernel.stride, *kernel.padding, *kernel.dilation) <= MOST
 
 
 def _sum_fault(
