@@ -5,17 +5,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from awfulowl.errors import ModelError
+
 
 class Dense(msgspec.Struct, frozen=True, tag="dense", forbid_unknown_fields=True):
     """y = x Wᵀ, with x of shape (batch, in) and W of shape (out, in)."""
 
 
 class Convolution(msgspec.Struct, frozen=True, tag="convolution", forbid_unknown_fields=True):
-    """Cross-correlation over one or two dimensions with zero padding; `groups` belongs to the weights."""
+    """Cross-correlation over one or two dimensions with zero padding; `groups` belongs to the weights.
+
+    Raises:
+        ModelError: no such convolution exists. A decoder that meets one refuses the message.
+    """
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        dimensions = len(self.stride)
+        if dimensions not in _CONVOLVE or {len(self.padding), len(self.dilation)} != {dimensions}:
+            raise ModelError(f"{self} is no convolution over one or two dimensions")
+        if min(*self.stride, *self.dilation) < 1 or min(self.padding) < 0:
+            raise ModelError(f"{self} is no convolution: its steps are 1 or more, its padding 0 or more")
 
 
 Kernel = Dense | Convolution
@@ -33,18 +46,19 @@ def product(kernel: Kernel, weight: Tensor, x: Tensor, groups: int = 1) -> Tenso
         groups: groups of a convolution.
 
     Returns:
-        (batch, out) or (batch, out, *space').
+        (batch, out) for `Dense` — any leading dimensions will do — or (batch, out, *space').
     """
     if isinstance(kernel, Dense):
         return functional.linear(x, weight)
     convolve = _CONVOLVE[len(kernel.stride)]
-    return convolve(
-        x, weight, stride=kernel.stride, padding=kernel.padding, dilation=kernel.dilation, groups=groups
-    )
+    return convolve(x, weight, stride=kernel.stride, padding=kernel.padding, dilation=kernel.dilation, groups=groups)
 
 
 def output_shape(kernel: Kernel, outputs: int, size: tuple[int, ...], x_shape: torch.Size) -> tuple[int, ...]:
-    """Return the shape of `product` for `outputs` rows, kernels of `size`, and inputs of `x_shape`."""
+    """Return the shape of `product` for `outputs` rows, kernels of `size`, and inputs of `x_shape`.
+
+    A dimension is below 1 where the kernel is larger than the padded input.
+    """
     if isinstance(kernel, Dense):
         return (*x_shape[:-1], outputs)
     space = (
