@@ -1,7 +1,7 @@
 """A small transformer: an encoder that sees the whole text, or a causal model of the next character.
 
-Pre-norm blocks (Xiong et al., 2020) of self-attention (Vaswani et al., 2017) and a two-layer perceptron.
-Query, key and value are layers of their own and not one fused: the plan finds that they share an input and
+Pre-norm layers (Xiong et al., 2020) of self-attention (Vaswani et al., 2017) and a two-layer perceptron.
+Query, key and value are products of their own and not one fused: the plan finds that they share an input and
 sends it once all the same, and each can be cut, placed, checked or kept apart.
 """
 
@@ -29,7 +29,7 @@ class TransformerConfig:
     width: int = 384
     """Features per token."""
     depth: int = 6
-    """Blocks."""
+    """Layers of attention and perceptron."""
     heads: int = 6
     """Heads of attention; they divide the width."""
     causal: bool = False
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         return y
 
 
-class Block(nn.Module):
+class TransformerLayer(nn.Module):
     """Attention and perceptron, each normalised before and added to its input."""
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -82,7 +82,7 @@ class Transformer(nn.Module):
         self.config = config
         self.tokens = nn.Embedding(config.vocabulary, config.width)
         self.positions = nn.Embedding(config.context, config.width)
-        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.depth)))
+        self.layers = nn.Sequential(*(TransformerLayer(config) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.vocabulary)
 
@@ -99,5 +99,5 @@ class Transformer(nn.Module):
             )
         places = torch.arange(tokens.shape[1], device=tokens.device)
         x = self.tokens(tokens) + self.positions(places)
-        logits: Tensor = self.head(self.norm(self.blocks(x)))
+        logits: Tensor = self.head(self.norm(self.layers(x)))
         return logits

@@ -93,8 +93,8 @@ def test_mlp_of_bad_widths(widths: list[int]) -> None:
 
 def test_transformer_of_the_benchmark() -> None:
     model = Transformer(TransformerConfig()).eval()
-    assert len(model.blocks) == 6
-    assert dense(model.blocks[0]) == [(384, 384)] * 4 + [(1536, 384), (384, 1536)]
+    assert len(model.layers) == 6
+    assert dense(model.layers[0]) == [(384, 384)] * 4 + [(1536, 384), (384, 1536)]
     with torch.inference_mode():
         assert model(torch.zeros(2, 128, dtype=torch.int64)).shape == (2, 128, 256)
 
