@@ -79,9 +79,7 @@ class World:
         self.engine = Engine(wrap(self.fabric), policy or Policy(), entropy=Entropy(seed))
         layers = [Layer(name, tuple(weight.shape)) for name, weight in self.weights.items()]
         self.plan = make_plan(layers, self.devices, options or Options(block=8), Entropy(seed))
-        self.deployment = Deployment(
-            self.engine, self.plan, {name: (weight,) for name, weight in self.weights.items()}
-        )
+        self.deployment = Deployment(self.engine, self.plan, {name: (weight,) for name, weight in self.weights.items()})
         self.workers: dict[str, Worker] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._wrap = wrap

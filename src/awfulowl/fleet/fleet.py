@@ -2,7 +2,7 @@
 
 import atexit
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -43,10 +43,9 @@ class Fleet:
         loop: LoopThread | None = None,
     ) -> None:
         self.devices = tuple(devices)
-        self.policy = policy or Policy()
         self._loop = loop or LoopThread()
         self._executor = ThreadPoolExecutor(_MATH_THREADS, thread_name_prefix="awfulowl-math")
-        self._engine = Engine(fabric, self.policy, limits=limits, executor=self._executor)
+        self._engine = Engine(fabric, policy or Policy(), limits=limits, executor=self._executor)
         self._scattered: weakref.WeakKeyDictionary[nn.Module, tuple[Deployment, tuple[Part, ...]]] = (
             weakref.WeakKeyDictionary()
         )
@@ -74,8 +73,18 @@ class Fleet:
         *,
         timeout_s: float = 300.0,
         progress: Progress | None = None,
+        on_change: Callable[[Plan], None] | None = None,
     ) -> nn.Module:
         """Load the plan's blocks onto the devices and return a model that asks them; the original is untouched.
+
+        Args:
+            model: the one that the plan was made for.
+            plan: which block goes where.
+            train: not part of this version.
+            timeout_s: seconds until every block must be loaded.
+            progress: called with bytes loaded and bytes in all.
+            on_change: called with the new plan whenever a block is given to another device, before it is sent: save
+                it, so that a restarted owner knows who saw what.
 
         Raises:
             PlanError: the plan was made for another model, or names devices that this fleet does not have.
@@ -91,7 +100,7 @@ class Fleet:
             raise PlanError(f"the plan names devices that this fleet does not have: {', '.join(sorted(unknown))}")
         parts = tuple(parts_of(model, plan).values())
         weights = {name: product.weights for part in parts for name, product in part.products().items()}
-        deployment = Deployment(self._engine, plan, weights)
+        deployment = Deployment(self._engine, plan, weights, on_change)
         self._loop.run(deployment.start(timeout_s, progress), timeout_s + 30)
         scattered = scatter(model, deployment, parts, self._loop)
         self._scattered[scattered] = deployment, parts
@@ -122,6 +131,15 @@ class Fleet:
         if found is None:
             raise ScatteredError("this model was not scattered by this fleet")
         return found
+
+    @property
+    def policy(self) -> Policy:
+        """How long the owner waits, and what it does; may be replaced between requests."""
+        return self._engine.policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._engine.policy = policy
 
     @property
     def statistics(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from awfulowl.blocks.grid import rectangle
+from awfulowl.blocks.grid import Span, rectangle
 from awfulowl.blocks.kernels import product
 from awfulowl.errors import LocalError, ModelError, PeerError, UnavailableError
 from awfulowl.owner.engine import Engine, together
@@ -37,15 +37,23 @@ class KeptError(LocalError):
 class Deployment:
     """Holds the assignment, the check vectors and references to the model's weights: no copy of them."""
 
-    def __init__(self, engine: Engine, plan: Plan, weights: Mapping[str, Sequence[Tensor]]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        weights: Mapping[str, Sequence[Tensor]],
+        on_change: Callable[[Plan], None] | None = None,
+    ) -> None:
         self.engine = engine
         self.assignment = Assignment(plan, engine.entropy)
         self.panels = plan.panels
         self.replicas = plan.rules.replicas
         self.layouts = [Layouts(panel) for panel in self.panels]
         self.weights = [_stack(panel, weights) for panel in self.panels]
+        self.member_rows = [[_rows_of(panel, member.rows) for member in panel.members] for panel in self.panels]
         self.checks: list[Check] = []
         self.kept: set[int] = set()
+        self._on_change = on_change
         self._ready: dict[CellKey, set[str]] = {
             (number, cell): set() for number, panel in enumerate(self.panels) for cell in range(len(panel.cells))
         }
@@ -88,7 +96,9 @@ class Deployment:
                 await peer.ask(Release(slices), [], timeout_s=self.engine.policy.answer_timeout_s)
 
     def _new_check(self, number: int) -> Check:
-        return Check(self.weights[number], self.panels[number].grid, self.engine.entropy)
+        panel = self.panels[number]
+        apart = {*map(tuple, self.member_rows[number]), *(cell.rows for cell in panel.cells)}
+        return Check(self.weights[number], panel.grid, self.engine.entropy, apart=apart)
 
     def _alive(self, avoid: Collection[str] = ()) -> set[str]:
         return {name for name, peer in self.engine.peers.items() if peer.alive and name not in avoid}
@@ -258,6 +268,8 @@ class Deployment:
         task = self._loading.get((device, key))
         if task is None:
             self.assignment.assign(*key, device)
+            if self._on_change is not None:
+                self._on_change(self.assignment.plan())
             self.engine.ledger.replaced += 1
             self.engine.note("replaced", device, f"takes a cell of {self.panels[key[0]].name}")
             task = self.engine.spawn(self._load(self.engine.peers[device], key[0], [key[1]]))
@@ -316,6 +328,10 @@ class Deployment:
         finally:
             self._renewing.discard(number)
 
+    def largest_weight(self, number: int) -> float:
+        """Return the largest absolute weight of a panel."""
+        return max(float(weight.abs().max()) for weight in self.weights[number])
+
     def multiply_here(self, number: int, x: Tensor, outputs: Outputs) -> Tensor:
         """Return the product of a panel that the owner took back."""
         grid = self.panels[number].grid
@@ -337,6 +353,11 @@ class _Meter:
         self._done += count
         if self._progress is not None:
             self._progress(self._done, self._total)
+
+
+def _rows_of(panel: Panel, span: Span) -> tuple[int, ...]:
+    """Return the rows of the grid that lie in a member's outputs."""
+    return tuple(row for row, at in enumerate(panel.grid.rows) if span.start <= at.start and at.stop <= span.stop)
 
 
 def _stack(panel: Panel, weights: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:

@@ -27,8 +27,6 @@ class Ledger:
     """Products that ended in an error."""
     parts: int = 0
     samples: int = 0
-    device_flops: int = 0
-    """Multiplications and additions that devices did in answers that were used."""
     bytes_sent: int = 0
     bytes_received: int = 0
     hedged: int = 0

@@ -26,7 +26,8 @@ class LoopThread:
         """Run `work` in the loop and wait for its result; on a timeout or an interrupt it is cancelled.
 
         Raises:
-            ClosedError: the loop is closed, belongs to another process (after fork), or is this very thread.
+            ClosedError: the loop is closed meanwhile or before, belongs to another process (after a fork), or is this
+                very thread.
             UnavailableError: `timeout_s` has passed.
         """
         try:
@@ -42,6 +43,8 @@ class LoopThread:
                 raise
             future.cancel()
             raise UnavailableError(f"no result within timeout_s={timeout_s}: raise it, or see fleet.events") from error
+        except concurrent.futures.CancelledError as error:
+            raise ClosedError("the fleet was closed while it was asked") from error
         except BaseException:
             future.cancel()
             raise

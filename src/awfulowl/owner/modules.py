@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.product import Product
 from awfulowl.placement.plan import Panel
 from awfulowl.placement.survey import Part
+
+
+_MISSES_FORGIVEN: Final = 3
 
 
 class _Memory(NamedTuple):
@@ -41,15 +44,17 @@ class PanelCalls:
         self._panel: Panel = deployment.panels[number]
         self._loop = loop
         self._memory = threading.local()
-        self._rows = [_rows_of(self._panel, index) for index in range(len(self._panel.members))]
-        self._together = len(self._panel.members) > 1
+        self._rows = deployment.member_rows[number]
+        self._misses = 0
 
     def multiply(self, member: int, x: Tensor) -> Tensor:
         """Return W x for one member: (..., outputs) or (batch, outputs, *space), in float32 on x's device."""
         remembered = self._recall(member, x)
         if remembered is not None:
             return remembered
-        members = list(range(len(self._rows))) if self._together else [member]
+        # Rows that were asked for in vain, again and again: these members do not share their input after all.
+        together = self._misses <= _MISSES_FORGIVEN
+        members = list(range(len(self._rows))) if together else [member]
         y = self._product(x, [row for index in members for row in self._rows[index]])
         if len(members) == 1:
             return y
@@ -69,8 +74,7 @@ class PanelCalls:
             if not memory.outputs:
                 self._memory.value = None
             return y
-        # The rest was asked for in vain: these members do not share their input after all.
-        self._together = False
+        self._misses += 1
         self._memory.value = None
         return None
 
@@ -91,11 +95,6 @@ class PanelCalls:
         if isinstance(grid.kernel, Dense):
             y = y.reshape(*x.shape[:-1], outputs)
         return y.to(x.device)
-
-
-def _rows_of(panel: Panel, index: int) -> list[int]:
-    span = panel.members[index].rows
-    return [row for row, at in enumerate(panel.grid.rows) if span.start <= at.start and at.stop <= span.stop]
 
 
 def _version(x: Tensor) -> int | Tensor:

@@ -1,6 +1,7 @@
 """One product y = W x on the fleet: ask, hedge, fail over, add, check, and find the liar."""
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -105,9 +106,11 @@ class Product:
         """
         guilty = [piece for piece in pieces if not await self._engine.compute(lambda: self._is_right(piece, x))]  # noqa: B023
         if not guilty:
-            return await self._explain(x)
-        if not bool(torch.isfinite(x).all()):
-            raise InputError(f"{self._panel.name}: the inputs are not finite, so nothing can be checked")
+            # Every part is right and the sum is not: bad luck at the edge of the tolerance, under these vectors.
+            self._check_range(x)
+            self._deployment.renew(self._number)
+            return await self._cover(range(len(self._panel.cells)), x, _NOBODY)
+        self._check_range(x)
         for piece in guilty:
             self._engine.ledger.lies_caught += 1
             self._engine.quarantine(
@@ -127,12 +130,18 @@ class Product:
             for term, tensor in zip(piece.layout.terms, piece.tensors, strict=True)
         )
 
-    async def _explain(self, x: Tensor) -> list[Piece]:
-        """The total is wrong though every part is right: then the numbers are out of range, or the sum was unlucky."""
-        if not bool(torch.isfinite(x).all()):
-            raise InputError(f"{self._panel.name}: the inputs are not finite, so nothing can be checked")
-        self._deployment.renew(self._number)
-        return await self._cover(range(len(self._panel.cells)), x, _NOBODY)
+    def _check_range(self, x: Tensor) -> None:
+        """Blame nobody for numbers that float32 cannot hold.
+
+        Raises:
+            InputError: x is not finite, or so large that a product may not be.
+        """
+        largest = float(x.abs().max())
+        if not math.isfinite(largest):
+            raise InputError(f"{self._panel.name}: the inputs are not finite, so no product can be checked")
+        bound = largest * self._grid.inputs * math.prod(self._grid.size) * self._deployment.largest_weight(self._number)
+        if bound > torch.finfo(torch.float32).max:
+            raise InputError(f"{self._panel.name}: inputs of {largest:.1e} may lead out of the range of float32")
 
     async def _cover(self, cells: Iterable[int], x: Tensor, avoid: frozenset[str]) -> list[Piece]:
         """Get these cells done by devices other than `avoid`, as far as there are others."""
