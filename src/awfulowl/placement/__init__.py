@@ -1,0 +1,1 @@
+"""Where blocks live: rules, plans, who saw what, and the plan file."""

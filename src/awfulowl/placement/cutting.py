@@ -1,0 +1,141 @@
+"""How finely a layer is cut, so that the rules can be met with all replicas and with room for failover."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import Final, NamedTuple
+
+from awfulowl.blocks.grid import Grid, make_grid
+from awfulowl.blocks.kernels import Dense, Kernel
+from awfulowl.errors import RuleError
+from awfulowl.placement.capacity import Capacity
+from awfulowl.placement.options import Options
+from awfulowl.placement.rules import Rules, exactly
+
+AUTO_SIZES: Final = (256, 128, 64, 32, 16)
+AUTO_BLOCKS: Final = 64
+"""The largest layer gets at least this many blocks."""
+
+_COLUMNS_PER_DEVICE: Final = 8
+"""Finer cuts than this are not tried for the sake of room: they would multiply handles, not safety."""
+
+
+class Layer(NamedTuple):
+    """A linear map that a caller found in a model; callers list them in order of execution.
+
+    `shape` is that of the weight, (out, in / groups, *size). `input` identifies the tensor that goes in during an
+    example pass (None: there was none). `positions` are the output vectors per sample, `input_positions` the
+    input vectors (None: as many).
+    """
+
+    product: str
+    shape: tuple[int, ...]
+    kernel: Kernel = Dense()
+    groups: int = 1
+    input: int | None = None
+    positions: int = 1
+    input_positions: int | None = None
+
+    @property
+    def inputs(self) -> int:
+        """Input features or channels."""
+        return self.shape[1] * self.groups
+
+
+def block_size(layers: Iterable[Layer], options: Options) -> tuple[int, int]:
+    """Return the rows and columns of a block, in outputs and inputs."""
+    block = options.block
+    if isinstance(block, int):
+        return block, block
+    if isinstance(block, tuple):
+        return block
+    largest = max(layers, key=lambda layer: math.prod(layer.shape))
+    side = next((size for size in AUTO_SIZES if _blocks(largest, size) >= AUTO_BLOCKS), AUTO_SIZES[-1])
+    return side, side
+
+
+def _blocks(layer: Layer, side: int) -> int:
+    return math.ceil(layer.shape[0] / side) * math.ceil(layer.inputs / side)
+
+
+def cut(layers: Sequence[Layer], block: tuple[int, int], capacity: Capacity, options: Options) -> Grid:
+    """Cut layers that share their input, stacked along the outputs, into blocks of about `block`.
+
+    Columns are made narrower than the block until the rules can be met, with room if possible: narrow columns cost
+    handles only, since a device multiplies all its columns of a layer at once. Columns so few that one of them is
+    more than the share are the last resort: for a layer with too few inputs, or where no share was asked for.
+    Columns wider than the block are taken if no narrower ones can be dealt.
+
+    Raises:
+        RuleError: no width of columns meets the rules.
+    """
+    inputs = layers[0].inputs
+    fewest = _fewest_columns(inputs, capacity.rules, options)
+    best = _best(_grids(layers, _narrower(block, inputs)), capacity, fewest)
+    best = best or _best(_grids(layers, _wider(block, layers)), capacity, fewest)
+    if best is None:
+        raise RuleError(_refusal("+".join(layer.product for layer in layers), inputs, capacity))
+    return best
+
+
+def _best(grids: Iterable[Grid], capacity: Capacity, fewest: int) -> Grid | None:
+    """Return the grid of the highest grade, then of the smallest share that a device holds; the first of equals."""
+    best, score = None, (1, -1.0)
+    for grid in grids:
+        columns = len(grid.columns)
+        if columns < fewest:
+            continue
+        found = capacity.grade(columns), -capacity.held(columns) / columns
+        if found > score or (best is None and found == score):
+            best, score = grid, found
+        if score[0] == 3 or (score[0] == 2 and columns >= _COLUMNS_PER_DEVICE * len(capacity.devices)):
+            break
+    return best
+
+
+def _grids(layers: Sequence[Layer], blocks: Iterable[tuple[int, int]]) -> Iterator[Grid]:
+    first = layers[0]
+    shape = (sum(layer.shape[0] for layer in layers), *first.shape[1:])
+    cuts = tuple(accumulate(layer.shape[0] for layer in layers[:-1]))
+    return (make_grid(shape, first.kernel, first.groups, block=block, row_cuts=cuts) for block in blocks)
+
+
+def _narrower(block: tuple[int, int], inputs: int) -> Iterator[tuple[int, int]]:
+    return ((block[0], width) for width in range(min(block[1], inputs), 0, -1))
+
+
+def _wider(block: tuple[int, int], layers: Sequence[Layer]) -> Iterator[tuple[int, int]]:
+    """Yield wider blocks, down to one column; taller ones too where groups share a column, since they fit one row."""
+    first = layers[0]
+    most = max(first.groups, math.ceil(first.inputs / block[1]))
+    for columns in range(most - 1, 0, -1):
+        width = math.ceil(first.inputs / columns)
+        yield (block[0] if first.groups == 1 else math.ceil(first.shape[0] * width / first.inputs)), width
+
+
+def _fewest_columns(inputs: int, rules: Rules, options: Options) -> int:
+    if not options.strict and options.share is None and options.domain_share is None:
+        return 1
+    fine = math.ceil(1 / min(exactly(rules.share), exactly(rules.domain_share)))
+    return max(min(inputs, fine), 2 if options.strict else 1)
+
+
+def _refusal(name: str, inputs: int, capacity: Capacity) -> str:
+    rules, devices = capacity.rules, len(capacity.devices)
+    if inputs == 1:
+        return (
+            f"rule 'more than one column': {name} has a single input, which every holder sees; "
+            f"keep it at the owner (keep=('{name}',)), unfold it if it is a convolution, or do without strict"
+        )
+    needed = rules.replicas / devices
+    if exactly(rules.share) * devices < rules.replicas:
+        return (
+            f"rule 'device share': {devices} devices that may each see {rules.share:.3g} of the slices of "
+            f"{name} cannot hold {rules.replicas} replicas of it; it takes a share of {needed:.3g}, or "
+            f"{math.ceil(rules.replicas / exactly(rules.share))} devices, or fewer replicas"
+        )
+    return (
+        f"rules 'device share' {rules.share:.3g} and 'domain share' {rules.domain_share:.3g}: the {inputs} inputs of "
+        f"{name} cannot be dealt to the devices with {rules.replicas} replicas; it takes larger shares, more "
+        "devices or domains (name the domains of devices that you know), smaller blocks, or fewer replicas"
+    )

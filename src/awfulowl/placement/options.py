@@ -1,0 +1,53 @@
+"""What a user may ask of a plan."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from awfulowl.errors import InputError
+
+Shape = Literal["columns", "rows", "rectangles", "scattered"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Options of a plan; what is None is chosen by the planner, which says in the plan's notes what it relaxed.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    block: Literal["auto"] | int | tuple[int, int] = "auto"
+    """Rows and columns of a block. `auto`: the largest of 256 to 16 that gives the largest layer 64 blocks."""
+
+    replicas: int | None = None
+    """Devices that hold each block."""
+
+    share: float | None = None
+    """Largest share of a layer's input slices that a device may ever see."""
+
+    domain_share: float | None = None
+    """Largest share of a layer's input slices that a domain may ever see."""
+
+    shape: Shape = "columns"
+    """What lives together. Anything but whole columns shows more slices, and is for comparison."""
+
+    strict: bool = False
+    """Refuse what cannot keep the standard rules, instead of relaxing them."""
+
+    separate_neighbours: bool = False
+    """No domain serves two layers that follow each other."""
+
+    keep: tuple[str, ...] = ()
+    """Modules or products that stay at the owner, by path; a path keeps everything below it."""
+
+    def __post_init__(self) -> None:
+        sides = (self.block,) if isinstance(self.block, int) else self.block
+        if sides != "auto" and min(sides) < 1:
+            raise InputError(f"block {self.block!r}: a block has at least one row and one column")
+        if self.replicas is not None and self.replicas < 1:
+            raise InputError(f"replicas {self.replicas} is below 1")
+        for name, share in (("share", self.share), ("domain_share", self.domain_share)):
+            if share is not None and not 0.0 < share <= 1.0:
+                raise InputError(f"{name} {share} is not in (0, 1]")
+        if self.shape not in get_args(Shape):
+            raise InputError(f"shape {self.shape!r} is none of {', '.join(get_args(Shape))}")

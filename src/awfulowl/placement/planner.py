@@ -1,0 +1,193 @@
+"""From what a model consists of and who is there to a plan."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate, cycle, pairwise
+from typing import NamedTuple
+
+from awfulowl.blocks.grid import Grid, Span
+from awfulowl.blocks.kernels import Dense
+from awfulowl.errors import InputError, ModelError, RuleError
+from awfulowl.placement.capacity import Capacity
+from awfulowl.placement.cutting import Layer, block_size, cut
+from awfulowl.placement.dealing import Dealer, parcels
+from awfulowl.placement.ledger import Device, Ledger
+from awfulowl.placement.options import Options
+from awfulowl.placement.plan import Cell, Member, Panel, Plan
+from awfulowl.placement.rules import Referee, Rules, choose_rules
+from awfulowl.randomness import SYSTEM, Entropy
+
+KEPT_BY_REQUEST = "kept by request"
+
+
+def make_plan(
+    layers: Sequence[Layer],
+    devices: Sequence[Device],
+    options: Options | None = None,
+    entropy: Entropy = SYSTEM,
+    *,
+    model: bytes = b"",
+    kept: Sequence[tuple[str, str]] = (),
+) -> Plan:
+    """Decide which device gets which blocks of which layer.
+
+    Args:
+        layers: what can be scattered, in order of execution (of definition, where no layer names its input).
+        devices: who may hold blocks, with their domains.
+        options: what the user asks for.
+        entropy: where positions and handles come from; a seeded one makes the plan UNSAFE.
+        model: digest of the model (`model_digest`), to recognise it again.
+        kept: what stays at the owner in any case, and why.
+
+    Raises:
+        InputError: devices or layers that are named twice, or a `keep` that names nothing.
+        ModelError: nothing is left to scatter, or a layer without weights.
+        RuleError: the rules cannot be met; says which, for which layer, and what would satisfy it.
+    """
+    options = options or Options()
+    _check_names("device", [device.name for device in devices])
+    _check_names("layer", [layer.product for layer in layers])
+    scattered, kept = _keep(layers, options.keep, kept)
+    groups = _group(scattered)
+    pools = _pools(devices, apart=options.separate_neighbours and len(groups) > 1)
+    rules, relaxed = choose_rules(options, pools)
+    drafts = _draft(groups, pools, rules, options)
+    ledger = Ledger.empty(len(drafts))
+    neighbours = tuple(pairwise(range(len(drafts))))
+    referee = Referee(rules, ledger, [(draft.name, len(draft.grid.columns)) for draft in drafts], neighbours)
+    dealer = Dealer(referee, entropy)
+    return Plan(
+        model=model,
+        devices=tuple(devices),
+        panels=tuple(_panel(index, draft, dealer, options, entropy) for index, draft in enumerate(drafts)),
+        rules=rules,
+        ledger=ledger,
+        neighbours=neighbours,
+        kept=kept,
+        notes=(*_warnings(layers, entropy), *relaxed),
+        unsafe=entropy.unsafe,
+    )
+
+
+class _Draft(NamedTuple):
+    """A panel before anything is placed, and who may serve it."""
+
+    name: str
+    layers: Sequence[Layer]
+    grid: Grid
+    capacity: Capacity
+
+
+def _draft(
+    groups: Sequence[Sequence[Layer]], pools: Sequence[Sequence[Device]], rules: Rules, options: Options
+) -> list[_Draft]:
+    block = block_size([layer for group in groups for layer in group], options)
+    turns = cycle(Capacity(rules, pool) for pool in pools)
+    return [
+        _Draft("+".join(layer.product for layer in group), group, cut(group, block, capacity, options), capacity)
+        for group, capacity in zip(groups, turns, strict=False)
+    ]
+
+
+def _panel(index: int, draft: _Draft, dealer: Dealer, options: Options, entropy: Entropy) -> Panel:
+    name, layers, grid, capacity = draft
+    positions, input_positions = layers[0].positions, layers[0].input_positions
+    order = entropy.permutation(len(grid.columns))
+    lot = parcels(grid, order, options.shape, devices=len(capacity.devices), positions=positions)
+    homes = capacity.allot(len(lot)) if options.shape == "columns" else None
+    hands = dealer.deal(index, lot, homes or capacity.spread(len(lot)), capacity.devices)
+    cells = (
+        Cell(column, rows, holders)
+        for parcel, holders in zip(lot, hands, strict=True)
+        for column, rows in parcel.rows.items()
+    )
+    edges = pairwise(accumulate((layer.shape[0] for layer in layers), initial=0))
+    return Panel(
+        name=name,
+        members=tuple(Member(layer.product, Span(*edge)) for layer, edge in zip(layers, edges, strict=True)),
+        grid=grid,
+        row_handles=tuple(entropy.handle() for _ in grid.rows),
+        slice_handles=tuple(entropy.handle() for _ in grid.columns),
+        order=tuple(order),
+        cells=tuple(sorted(cells, key=lambda cell: (cell.column, cell.rows))),
+        positions=positions,
+        input_positions=positions if input_positions is None else input_positions,
+        first=index == 0,
+    )
+
+
+def _check_names(kind: str, names: Sequence[str]) -> None:
+    if not names and kind == "device":
+        raise RuleError("there are no devices; a plan needs at least one")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"{kind} {twice[0]!r} is named twice")
+
+
+def _keep(
+    layers: Sequence[Layer], paths: Sequence[str], kept: Sequence[tuple[str, str]]
+) -> tuple[list[Layer], tuple[tuple[str, str], ...]]:
+    names = [layer.product for layer in layers] + [name for name, _ in kept]
+    for path in paths:
+        if not any(_below(name, path) for name in names):
+            raise InputError(f"keep names {path!r}, which is no layer of this model")
+    scattered = [layer for layer in layers if not any(_below(layer.product, path) for path in paths)]
+    asked = [(layer.product, KEPT_BY_REQUEST) for layer in layers if layer not in scattered]
+    if not scattered:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in [*kept, *asked][:8])
+        raise ModelError(f"nothing is left to scatter{f' ({reasons})' if reasons else ''}")
+    for layer in scattered:
+        if min(layer.shape) < 1:
+            raise ModelError(f"{layer.product} has a weight of shape {layer.shape}: there is nothing to cut; keep it")
+    return scattered, (*kept, *asked)
+
+
+def _below(name: str, path: str) -> bool:
+    return name == path or name.startswith((f"{path}.", f"{path}/"))
+
+
+def _group(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """Put dense layers that follow each other and have the same input into one panel."""
+    groups: list[list[Layer]] = []
+    for layer in layers:
+        last = groups[-1][-1] if groups else None
+        if last is not None and layer.input is not None and _joinable(last, layer):
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+    return groups
+
+
+def _joinable(one: Layer, other: Layer) -> bool:
+    dense = isinstance(one.kernel, Dense) and isinstance(other.kernel, Dense)
+    return dense and (one.input, one.inputs, one.positions) == (other.input, other.inputs, other.positions)
+
+
+def _pools(devices: Sequence[Device], *, apart: bool) -> list[list[Device]]:
+    """Return the devices, or two sets of whole domains that serve layers in turn."""
+    if not apart:
+        return [list(devices)]
+    domains: dict[str, list[Device]] = {}
+    for device in devices:
+        domains.setdefault(device.domain, []).append(device)
+    if len(domains) < 2:
+        raise RuleError(
+            "rule 'separate neighbours': layers that follow each other need two domains, and all devices are of one; "
+            "name the domains of the devices, or do without the rule"
+        )
+    pools: list[list[Device]] = [[], []]
+    for members in sorted(domains.values(), key=len, reverse=True):
+        min(pools, key=len).extend(members)
+    return pools
+
+
+def _warnings(layers: Sequence[Layer], entropy: Entropy) -> list[str]:
+    warnings = []
+    if entropy.unsafe:
+        warnings.append("UNSAFE: made from a seed; whoever knows it knows every position. For experiments only")
+    if all(layer.input is None for layer in layers):
+        warnings.append(
+            "which layers are neighbours is taken from the order of definition, and none are grouped: "
+            "no example was given"
+        )
+    return warnings

@@ -1,0 +1,146 @@
+"""What a plan amounts to, in counts that may be shown: work, traffic and exceptions; never a position."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from awfulowl.placement.plan import Panel, Plan, weights
+from awfulowl.placement.rules import Rules, exactly
+
+FLOAT_BYTES: Final = 4
+"""Inputs and partial sums travel as float32."""
+
+
+class PanelSummary(msgspec.Struct, frozen=True):
+    """One panel: its grid, its work and traffic for one sample while all devices are well.
+
+    `flops` are two per weight and position. Bytes are those of tensors, without headers: each device that serves
+    the panel gets the slices of its cells once, and answers one sum per set of rows that it holds.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    rows: int
+    columns: int
+    blocks: int
+    parameters: int
+    flops: int
+    devices: int
+    bytes_to_devices: int
+    bytes_from_devices: int
+    exceptions: tuple[str, ...]
+
+
+class DeviceSummary(msgspec.Struct, frozen=True):
+    """One device: what was placed with it, replicas included, and the work it is preferred for."""
+
+    name: str
+    domain: str
+    blocks: int
+    parameters: int
+    flops: int
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """A plan in numbers."""
+
+    panels: tuple[PanelSummary, ...]
+    devices: tuple[DeviceSummary, ...]
+    kept: tuple[tuple[str, str], ...]
+    rules: Rules
+    notes: tuple[str, ...]
+    unsafe: bool
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of all panels, replicas not counted."""
+        return sum(panel.blocks for panel in self.panels)
+
+    @property
+    def parameters(self) -> int:
+        """Weights on devices, replicas not counted."""
+        return sum(panel.parameters for panel in self.panels)
+
+    @property
+    def flops(self) -> int:
+        """Operations per sample on devices."""
+        return sum(panel.flops for panel in self.panels)
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Tensor bytes per sample, both ways."""
+        return sum(panel.bytes_to_devices + panel.bytes_from_devices for panel in self.panels)
+
+    @property
+    def exceptions(self) -> tuple[str, ...]:
+        """Layers that the rules protect less than their shares say."""
+        return tuple(text for panel in self.panels for text in panel.exceptions)
+
+
+def summarise(plan: Plan) -> Summary:
+    """Summarise a plan."""
+    return Summary(
+        panels=tuple(_panel(panel, plan.rules) for panel in plan.panels),
+        devices=_devices(plan),
+        kept=plan.kept,
+        rules=plan.rules,
+        notes=plan.notes,
+        unsafe=plan.unsafe,
+    )
+
+
+def _panel(panel: Panel, rules: Rules) -> PanelSummary:
+    grid = panel.grid
+    served: dict[str, tuple[set[int], set[tuple[int, ...]]]] = {}
+    for cell in panel.cells:
+        columns, sums = served.setdefault(cell.holders[0], (set(), set()))
+        columns.add(cell.column)
+        sums.add(cell.rows)
+    inputs = sum(grid.columns[column].span.size for columns, _ in served.values() for column in columns)
+    outputs = sum(_outputs(panel, rows) for _, sums in served.values() for rows in sums)
+    parameters = sum(weights(grid, index, column.rows) for index, column in enumerate(grid.columns))
+    return PanelSummary(
+        name=panel.name,
+        members=tuple(member.product for member in panel.members),
+        rows=len(grid.rows),
+        columns=len(grid.columns),
+        blocks=grid.blocks,
+        parameters=parameters,
+        flops=2 * parameters * panel.positions,
+        devices=len(served),
+        bytes_to_devices=FLOAT_BYTES * inputs * panel.input_positions,
+        bytes_from_devices=FLOAT_BYTES * outputs * panel.positions,
+        exceptions=_exceptions(panel, rules),
+    )
+
+
+def _outputs(panel: Panel, rows: Iterable[int]) -> int:
+    return sum(panel.grid.rows[row].size for row in rows)
+
+
+def _exceptions(panel: Panel, rules: Rules) -> tuple[str, ...]:
+    columns = len(panel.grid.columns)
+    if columns == 1:
+        return (f"{panel.name} is one column: each holder sees its whole input",)
+    if exactly(rules.share) * columns < 1:
+        return (f"{panel.name} has {columns} columns only: one slice is more than the share {rules.share:.3g}",)
+    return ()
+
+
+def _devices(plan: Plan) -> tuple[DeviceSummary, ...]:
+    blocks: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+    flops: Counter[str] = Counter()
+    for panel in plan.panels:
+        for cell in panel.cells:
+            size = weights(panel.grid, cell.column, cell.rows)
+            flops[cell.holders[0]] += 2 * size * panel.positions
+            for name in cell.holders:
+                blocks[name] += len(cell.rows)
+                parameters[name] += size
+    return tuple(
+        DeviceSummary(device.name, device.domain, blocks[device.name], parameters[device.name], flops[device.name])
+        for device in plan.devices
+    )

@@ -1,0 +1,140 @@
+"""How finely layers are cut: the automatic block size, and columns that the rules can deal."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.placement.fleets import convolution, dense, fleet, some_devices
+
+from awfulowl.errors import RuleError
+from awfulowl.placement.capacity import Capacity
+from awfulowl.placement.cutting import Layer, block_size, cut
+from awfulowl.placement.ledger import Device
+from awfulowl.placement.options import Options
+from awfulowl.placement.rules import Rules, choose_rules, slices_within
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "side"),
+    [
+        (4096, 4096, 256),
+        (2048, 2048, 256),
+        (2047, 2047, 256),
+        (1792, 2048, 128),
+        (128, 1024, 32),
+        (4096, 25088, 256),
+        (10, 64, 16),
+    ],
+)
+def test_the_automatic_block_gives_the_largest_layer_64_blocks(outputs: int, inputs: int, side: int) -> None:
+    layers = [dense("small", 8, 8), dense("large", outputs, inputs)]
+    assert block_size(layers, Options()) == (side, side)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_the_automatic_block_is_the_largest_with_64_blocks_or_the_smallest(outputs: int, inputs: int) -> None:
+    side, _ = block_size([dense("layer", outputs, inputs)], Options())
+    blocks = {size: math.ceil(outputs / size) * math.ceil(inputs / size) for size in (256, 128, 64, 32, 16)}
+    enough = [size for size, count in blocks.items() if count >= 64]
+    assert side == (max(enough) if enough else 16)
+
+
+def test_a_block_that_is_asked_for_is_taken() -> None:
+    assert block_size([dense("layer", 8, 8)], Options(block=12)) == (12, 12)
+    assert block_size([dense("layer", 8, 8)], Options(block=(5, 9))) == (5, 9)
+
+
+def test_channels_of_a_grouped_convolution_are_counted_with_its_groups() -> None:
+    assert convolution("grouped", 64, 48, groups=4).inputs == 48
+    assert block_size([convolution("grouped", 256, 256, groups=4)], Options()) == (32, 32)
+
+
+def columns_of(layer: Layer, devices: list[Device], **chosen: object) -> int:
+    options = Options(block=256, **chosen)  # type: ignore[arg-type]
+    rules, _ = choose_rules(options, [devices])
+    return len(cut([layer], block_size([layer], options), Capacity(rules, devices), options).columns)
+
+
+def test_a_wide_layer_is_cut_by_the_block() -> None:
+    assert columns_of(dense("wide", 4096, 4096), fleet(8)) == 16
+
+
+def test_a_narrow_layer_is_cut_finer_than_the_block() -> None:
+    assert columns_of(dense("narrow", 100, 64), fleet(8)) == 8
+    assert columns_of(dense("narrow", 100, 64), fleet(4)) == 4
+    assert columns_of(dense("narrow", 100, 64), fleet(1)) == 2
+
+
+def test_three_colours_are_three_columns() -> None:
+    assert columns_of(convolution("first", 64, 3), fleet(8)) == 3
+
+
+def test_a_single_input_is_one_column() -> None:
+    assert columns_of(convolution("first", 64, 1), fleet(8)) == 1
+    assert columns_of(convolution("first", 64, 1), fleet(8), share=0.5) == 1
+
+
+def test_strict_refuses_a_single_input_and_says_what_to_do() -> None:
+    with pytest.raises(RuleError, match=r"first has a single input.*keep=\('first',\)"):
+        columns_of(convolution("first", 64, 1), fleet(30, domains=6), strict=True)
+
+
+def test_a_share_that_so_few_devices_cannot_keep_is_refused_with_numbers() -> None:
+    with pytest.raises(RuleError, match=r"rule 'device share': 4 devices.*wide.*a share of 0\.5, or 8 devices"):
+        columns_of(dense("wide", 512, 512), fleet(4), share=0.25)
+
+
+def test_strict_refuses_one_domain_and_says_what_to_do() -> None:
+    with pytest.raises(RuleError, match=r"'domain share' 0\.5.*wide.*name the domains"):
+        columns_of(dense("wide", 512, 512), fleet(20), strict=True)
+
+
+def test_asked_shares_do_not_escape_through_one_column() -> None:
+    with pytest.raises(RuleError, match="domain share"):
+        columns_of(dense("narrow", 16, 16), fleet(20), domain_share=0.5)
+
+
+def test_strict_serves_many_devices_of_several_domains() -> None:
+    assert columns_of(dense("wide", 512, 512), fleet(20, domains=4), strict=True) >= 4
+
+
+def test_members_of_a_panel_start_rows_of_their_own() -> None:
+    layers = [dense("q", 10, 32), dense("k", 6, 32), dense("v", 16, 32)]
+    rules = Rules(1, 1.0, 1.0)
+    grid = cut(layers, (8, 8), Capacity(rules, fleet(2)), Options())
+    assert [(row.start, row.stop) for row in grid.rows] == [(0, 8), (8, 10), (10, 16), (16, 24), (24, 32)]
+
+
+@given(st.integers(1, 300), some_devices(), st.integers(1, 3))
+def test_defaults_cut_every_layer_so_that_it_can_be_dealt(inputs: int, devices: list[Device], replicas: int) -> None:
+    options = Options(replicas=min(replicas, len(devices)))
+    rules, _ = choose_rules(options, [devices])
+    capacity = Capacity(rules, devices)
+    columns = len(cut([dense("layer", 40, inputs)], (64, 64), capacity, options).columns)
+    assert capacity.allot(columns) is not None
+    assert columns * rules.replicas <= len(devices) * slices_within(rules.share, columns)
+    finer = {math.ceil(inputs / width) for width in range(1, min(64, inputs) + 1)} - {1}
+    assert columns > 1 or not any(capacity.allot(count) for count in finer)
+
+
+@given(st.integers(200, 3000), st.integers(1, 30))
+def test_layers_have_room_for_a_lost_device_if_any_width_gives_it(inputs: int, devices: int) -> None:
+    options = Options()
+    rules, _ = choose_rules(options, [fleet(devices)])
+    capacity = Capacity(rules, fleet(devices))
+    columns = len(cut([dense("layer", 64, inputs)], (64, 64), capacity, options).columns)
+    possible = {math.ceil(inputs / width) for width in range(1, 65)}
+    assert capacity.has_room(columns) or not any(capacity.has_room(count) for count in possible if count <= 8 * devices)
+
+
+def test_room_is_a_column_more_for_each_device_and_everything_without_one() -> None:
+    assert Capacity(Rules(2, 3 / 8, 1.0), fleet(8)).has_room(8)
+    assert not Capacity(Rules(2, 3 / 8, 1.0), fleet(8)).has_room(7)
+    assert not Capacity(Rules(2, 1 / 4, 1.0), fleet(8)).has_room(8)
+    assert not Capacity(Rules(1, 1.0, 1.0), fleet(1)).has_room(8)
+
+
+def test_room_is_not_sought_by_dust() -> None:
+    """A share just above what is dealt would take thousands of columns; the block's own columns are taken."""
+    assert columns_of(dense("wide", 512, 4096), fleet(8), share=0.2501) == 16
