@@ -58,8 +58,9 @@ class Store:
     summation within a device is the order of the request, so equal requests give equal bits.
     """
 
-    def __init__(self, limits: Limits, memory_bytes: int) -> None:
+    def __init__(self, limits: Limits, memory_bytes: int, accelerator: str = "cpu") -> None:
         self._limits = limits
+        self._accelerator = torch.device(accelerator)
         self._memory_bytes = min(memory_bytes, limits.device_memory_bytes)
         self._sheets: list[_Held] = []
         self._at: dict[bytes, list[_Held]] = {}  # sheets by the slices that they hold
@@ -79,7 +80,7 @@ class Store:
         """
         if len(sheets) != len(tensors):
             raise RefusedError(f"load: {len(sheets)} sheets came with {len(tensors)} tensors")
-        held = [_hold(sheet, tensor) for sheet, tensor in zip(sheets, tensors, strict=True)]
+        held = [_hold(sheet, tensor, self._accelerator) for sheet, tensor in zip(sheets, tensors, strict=True)]
         size = sum(sheet.weight.nbytes for sheet in held)
         if self.held_bytes + size > self._memory_bytes:
             raise LimitError(f"load: {self.held_bytes + size} bytes asked for, {self._memory_bytes} offered")
@@ -140,10 +141,10 @@ class Store:
             self._recipes[request] = recipes
             if len(self._recipes) > _REMEMBERED_RECIPES:
                 self._recipes.popitem(last=False)
-        x = x.float()
         self._check_sizes(recipes, x)
+        x = x.to(self._accelerator, torch.float32)
         try:
-            return [_sum(recipe, x) for recipe in recipes]
+            return [_sum(recipe, x).cpu() for recipe in recipes]
         except RuntimeError as error:  # PyTorch's word for shapes that do not fit
             raise RefusedError("apply: the inputs do not fit the blocks") from error
 
@@ -234,7 +235,7 @@ class Store:
                 for sheet, first, last in self._runs(rows, handle)
             ]
             columns.append(torch.cat(parts))
-        return torch.cat(columns, dim=1)
+        return torch.cat(columns, dim=1).cpu()
 
     def digest(self, rows: Sequence[bytes], slices: Sequence[bytes]) -> Tensor:
         """Return BLAKE2b-256 of the bytes of `fetch`, as 32 bytes (uint8)."""
@@ -242,7 +243,7 @@ class Store:
         return torch.frombuffer(bytearray(hashlib.blake2b(content, digest_size=32).digest()), dtype=torch.uint8)
 
 
-def _hold(sheet: Sheet, tensor: Tensor) -> _Held:
+def _hold(sheet: Sheet, tensor: Tensor, accelerator: torch.device) -> _Held:
     rows = _spans(sheet.rows, sheet.row_sizes)
     slices = _spans(sheet.slices, sheet.slice_sizes)
     size = len(sheet.kernel.stride) if isinstance(sheet.kernel, Convolution) else 0
@@ -253,7 +254,7 @@ def _hold(sheet: Sheet, tensor: Tensor) -> _Held:
         raise RefusedError("load: a sheet with groups is one block of a convolution")
     if sheet.groups > 1 and (wanted[0] % sheet.groups or sheet.slice_sizes[0] % sheet.groups):
         raise RefusedError("load: the groups do not divide the block")
-    return _Held(tensor.float(), sheet.kernel, sheet.groups, rows, slices)
+    return _Held(tensor.to(accelerator, torch.float32), sheet.kernel, sheet.groups, rows, slices)
 
 
 def _spans(handles: Sequence[bytes], sizes: Sequence[int]) -> dict[bytes, Span]:

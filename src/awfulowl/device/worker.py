@@ -44,6 +44,9 @@ class Offer:
     threads: int = 1
     """Threads of a product."""
 
+    accelerator: str = "cpu"
+    """Where blocks are held and multiplied, as PyTorch names it: cpu, cuda, cuda:1."""
+
 
 class Worker:
     """Serves one owner until it says bye: receives, queues, multiplies in order, answers.
@@ -66,7 +69,7 @@ class Worker:
         self._fabric = fabric
         self._offer = offer
         self._executor = executor
-        self._store = Store(limits, offer.memory_bytes)
+        self._store = Store(limits, offer.memory_bytes, offer.accelerator)
         self._session = DeviceSession(name, limits, SYSTEM, offer.memory_bytes, offer.threads)
         self._queue: asyncio.Queue[Requested] = asyncio.Queue()
         self._cancelled: set[int] = set()
