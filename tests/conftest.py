@@ -1,0 +1,59 @@
+"""Fixtures for all tests: the embedded broker, where this machine has one."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from tests.loops import LoopThread
+
+from awfulowl.errors import BrokerError
+from awfulowl.fabric.base import OWNER
+from awfulowl.fabric.broker import Broker
+from awfulowl.fabric.broker_binary import find_binary, verify_binary
+from awfulowl.fabric.identity import Identity
+
+
+class RunningBroker:
+    """A broker that lives as long as the test session, and identities that it knows."""
+
+    def __init__(self) -> None:
+        self._thread = LoopThread()
+        self._identities = {OWNER: Identity.generate(OWNER)}
+        self._broker = Broker(self.identity(OWNER).enrolment.nkey_public)
+        self._thread.run(self._broker.start())
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return self._broker.url
+
+    def identity(self, name: str) -> Identity:
+        """Return the identity of `OWNER` or of a device, which is enrolled when it is first asked for."""
+        if name not in self._identities:
+            identity = self._identities[name] = Identity.generate(name)
+            self._thread.run(self._broker.enrol(name, identity.enrolment.nkey_public))
+        return self._identities[name]
+
+    def stop(self) -> None:
+        """End the broker."""
+        self._thread.run(self._broker.stop())
+        self._thread.close()
+
+
+@pytest.fixture(scope="session")
+def needs_broker() -> None:
+    """Skip tests of NATS where its server is missing; in CI that is a failure."""
+    try:
+        verify_binary(find_binary())
+    except BrokerError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def broker(needs_broker: None) -> Iterator[RunningBroker]:
+    """One embedded broker for all tests of this process."""
+    running = RunningBroker()
+    yield running
+    running.stop()
