@@ -85,6 +85,7 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
         self._journal = _Journal()
         self._port = 0
+        self._stopping = False
 
     @property
     def url(self) -> str:
@@ -120,7 +121,7 @@ class Broker:
             undo.pop_all()
 
     async def _launch(self, binary: Path) -> None:
-        self._journal = _Journal()
+        self._journal, self._stopping = _Journal(), False
         listening, ready = self._journal.expect(_LISTENING), self._journal.expect(_READY)
         # Started in the thread of the loop, whose end is the end of the server; a session of its own keeps the
         # terminal's Ctrl-C from it, so that it is still there while the fleet says goodbye.
@@ -153,8 +154,21 @@ class Broker:
             )
         return f"the broker did not start: {self._journal.last}"
 
+    async def wait(self) -> None:
+        """Wait until it is stopped.
+
+        Raises:
+            BrokerError: it was not running, or ended by itself.
+        """
+        if self._process is None:
+            raise BrokerError("the broker is not running: start it first")
+        await self._journal.ended.wait()
+        if not self._stopping:
+            raise BrokerError(f"the broker ended by itself; its last words: {self._journal.last}")
+
     async def stop(self) -> None:
         """Stop the server, at the latest by force, and remove what it wrote. Stopping again does nothing."""
+        self._stopping = True
         if self._process is not None:
             for end in (self._process.terminate, self._process.kill):
                 end()

@@ -318,6 +318,27 @@ def test_a_broker_that_died_says_so() -> None:
     run(scene())
 
 
+def test_who_waits_for_its_end_learns_whether_it_was_stopped() -> None:
+    async def scene() -> None:
+        broker = Broker(key())
+        with pytest.raises(BrokerError, match="not running"):
+            await broker.wait()
+        for _ in range(2):
+            await broker.start()
+            waiting = asyncio.ensure_future(broker.wait())
+            await broker.stop()
+            await waiting
+        await broker.start()
+        waiting = asyncio.ensure_future(broker.wait())
+        await asyncio.sleep(0)
+        process(broker).kill()
+        with pytest.raises(BrokerError, match=r"ended by itself.*Server is ready"):
+            await waiting
+        await broker.stop()
+
+    run(scene())
+
+
 def test_it_dies_with_the_process_that_started_it() -> None:
     if sys.platform != "linux":
         pytest.skip("the signal of a parent's end is Linux's")
