@@ -1,0 +1,171 @@
+"""The sums of a check over many samples: r y − s x in float64, v x² + r² y² in float32.
+
+Samples go through in chunks, whose float64 copies stay near the core, and through buffers that are used again: on
+large batches memory is what a check waits for. Energies set the size of the tolerance, for which 24 bits are plenty
+unless squares leave the range of float32: samples where that could matter are done again in float64.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from awfulowl.blocks.kernels import Convolution, Dense, Kernel
+from awfulowl.verification.vectors import Vectors
+
+_CHUNK: Final = 1 << 18
+"""Inputs or outputs at a time; 2 MiB in float64. Smaller chunks cost calls, larger ones leave the cache."""
+
+_LEAST_ENERGY: Final = 2.0**-90
+"""Squares below 2^-126 lose bits in float32; 2^30 of them are nothing beside this."""
+
+_MOST_ENERGY: Final = 2.0**120
+
+
+class Sums(NamedTuple):
+    """What a check of B samples with k vectors compares: (k, B) float64 each.
+
+    `residue` is |r y − s x|, over the positions of a convolution the root of the sum of its squares.
+    `energy` is v x² + r² y².
+    """
+
+    residue: Tensor
+    energy: Tensor
+
+
+@torch.no_grad()
+def sums(kernel: Kernel, secrets: Vectors, x: Tensor, y: Tensor) -> Sums:
+    """Compare inputs and outputs with the secrets.
+
+    Args:
+        kernel: the product that y should be.
+        secrets: those of the rows in y and of the columns in x.
+        x: (batch, inputs) or (batch, inputs, *space), any floating type.
+        y: (batch, outputs) or (batch, outputs, *space').
+    """
+    v = _spread(kernel, secrets.v, x.shape[2:], y.shape[2:])
+    count = max(1, _CHUNK // max(1, prod(x.shape[1:]), prod(y.shape[1:])))
+    chunks = list(zip(torch.split(x, count), torch.split(y, count), strict=True))
+    residue = torch.cat([_residue(kernel, secrets, *chunk) for chunk in chunks], dim=1)
+    energy = torch.cat([_energies(v, secrets.r_squared, *chunk) for chunk in chunks], dim=2).double()
+    safe = ((energy > _LEAST_ENERGY) & (energy < _MOST_ENERGY)).all(dim=1).all(dim=0)
+    again = (~safe).nonzero()[:, 0]
+    if len(again):
+        rest = x[again].double(), y[again].double()
+        energy[:, :, again] = _energies(v.double(), secrets.r_squared.double(), *rest)
+    return Sums(residue, secrets.unit * energy[0] + energy[1])
+
+
+def _energies(v: Tensor, r_squared: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Return v x² in units of `unit`, and r² y²: (2, k, batch), in the precision of v.
+
+    v: (k, inputs * positions); r_squared: (k, outputs).
+    """
+    squares = torch.square(x.to(v.dtype), out=_BUFFERS.take("x", v.dtype, x.shape)).flatten(1)
+    if y.dim() == 2:
+        powers = torch.square(y.to(v.dtype), out=_BUFFERS.take("y", v.dtype, y.shape))
+    else:
+        powers = torch.linalg.vector_norm(y.to(v.dtype).flatten(2), dim=2).square_()
+    return torch.stack([v @ squares.T, r_squared @ powers.T])
+
+
+def _residue(kernel: Kernel, secrets: Vectors, x: Tensor, y: Tensor) -> Tensor:
+    if isinstance(kernel, Dense):
+        return (_weigh(secrets.r, y) - _weigh(secrets.s, x)).abs_()
+    difference = _weigh(secrets.r, y) - _convolve(kernel, secrets.s, x, y.shape[2:])
+    length: Tensor = torch.linalg.vector_norm(difference.flatten(2), dim=2)
+    return length
+
+
+def _weigh(weights: Tensor, x: Tensor) -> Tensor:
+    """Multiply channels by rows of weights, at each position alike: (rows, batch, *space), float64.
+
+    weights: (rows, channels) float64; x: (batch, channels, *space).
+    """
+    if x.dim() == 2:
+        return weights @ _BUFFERS.take("x", weights.dtype, x.shape).copy_(x).T
+    first = x.transpose(0, 1)
+    matrix = _BUFFERS.take("x", weights.dtype, first.shape).copy_(first).flatten(1)
+    return torch.mm(weights, matrix).view(len(weights), *first.shape[1:])
+
+
+def _convolve(kernel: Convolution, weights: Tensor, x: Tensor, positions: Sequence[int]) -> Tensor:
+    """Convolve with k rows of weights.
+
+    One product over the channels for all taps, then a sum of k shifted rows, is several times faster than PyTorch's
+    float64 convolutions, which copy the input once for each tap.
+
+    Args:
+        kernel: stride, padding and dilation.
+        weights: (*size, k, channels) float64.
+        x: (batch, channels, *space).
+        positions: space'.
+
+    Returns:
+        (k, batch, *space').
+    """
+    *size, k, _ = weights.shape
+    by_tap = _weigh(weights.flatten(0, -2), x).view(prod(size), k, len(x), *x.shape[2:])
+    out = by_tap.new_zeros(k, len(x), *positions)
+    for weighed, (targets, sources) in zip(by_tap, _taps(kernel, size, x.shape[2:], positions), strict=True):
+        out[:, :, *targets] += weighed[:, :, *sources]
+    return out
+
+
+def _spread(kernel: Kernel, v: Tensor, space: Sequence[int], positions: Sequence[int]) -> Tensor:
+    """Return the weight of each input at each position in the energy: (k, inputs * positions).
+
+    v: (*size, k, inputs); an input counts once for every tap through which some output position sees it.
+    """
+    if isinstance(kernel, Dense):
+        return v
+    *size, k, inputs = v.shape
+    seen = v.new_zeros(prod(size), *space)
+    for mask, (_, sources) in zip(seen, _taps(kernel, size, space, positions), strict=True):
+        mask[*sources] = 1
+    return (v.reshape(-1, k * inputs).T @ seen.flatten(1)).view(k, -1)
+
+
+def _taps(
+    kernel: Convolution, size: Sequence[int], space: Sequence[int], positions: Sequence[int]
+) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Yield, tap by tap, the output positions that see the input through it, and the input positions they see."""
+    axes = [
+        [_overlap(kernel, axis, tap, space[axis], positions[axis]) for tap in range(taps)]
+        for axis, taps in enumerate(size)
+    ]
+    for tap in product(*axes):
+        yield tuple(target for target, _ in tap), tuple(source for _, source in tap)
+
+
+def _overlap(kernel: Convolution, axis: int, tap: int, inputs: int, outputs: int) -> tuple[slice, slice]:
+    step, offset = kernel.stride[axis], tap * kernel.dilation[axis] - kernel.padding[axis]
+    first = max(0, -(offset // step))
+    last = min(outputs - 1, (inputs - 1 - offset) // step)
+    count = max(0, last - first + 1)
+    start = max(0, first * step + offset)
+    return slice(first, first + count), slice(start, start + count * step, step)
+
+
+class _Buffers(threading.local):
+    """Memory of a thread that chunks go through: asking for fresh memory would cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+        """Return uninitialised memory, good until the next call with this name and type."""
+        count = prod(shape)
+        if count > _CHUNK:
+            return torch.empty(*shape, dtype=dtype)  # one large sample: not worth keeping
+        held = self._held.get((name, dtype))
+        if held is None or held.numel() < count:
+            held = self._held[name, dtype] = torch.empty(count, dtype=dtype)
+        return held[:count].view(shape)
+
+
+_BUFFERS: Final = _Buffers()

@@ -1,0 +1,184 @@
+"""What the owner keeps of a panel's weights: secret vectors r over outputs, s = rᵀ W and v = (r²)ᵀ W²."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from awfulowl.blocks.grid import Grid, Span
+from awfulowl.errors import InputError, ModelError
+from awfulowl.randomness import Entropy
+
+_STREAMED: Final = 1 << 16
+"""Weights held in float64 at a time: 512 KiB, which stays in a core's cache."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Vectors:
+    """The secrets for some rows and some inputs of a panel; k vectors, `inputs` counts channels of a convolution.
+
+    r: (k, outputs) float64, and `r_squared`, its squares in float32.
+    s: (*size, k, inputs) float64.
+    v: (*size, k, inputs) float32, in units of `unit`.
+    """
+
+    r: Tensor
+    s: Tensor
+    v: Tensor
+    unit: float
+    r_squared: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class _Part:
+    """Rows that are always asked for together; s and v cover the `inputs` that they see."""
+
+    rows: tuple[int, ...]
+    inputs: Span
+    s: Tensor
+    v: Tensor
+
+
+class Keeping:
+    """Draws the secrets for a panel, in one pass over its weights, and hands out those for a rectangle of it.
+
+    s and v of several rows are sums over these rows, so they are kept once for all rows that are always asked for
+    together; `r` is kept for every output.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        grid: Grid,
+        entropy: Entropy,
+        vectors: int,
+        apart: Iterable[Collection[int]] | None,
+    ) -> None:
+        self._grid = grid
+        self._r = entropy.normal(vectors, grid.outputs)
+        parts = [self._add_up(weights, rows) for rows in _together(len(grid.rows), apart)]
+        whole = self._sum(parts)
+        largest = float(whole.v.max())
+        if not (bool(torch.isfinite(whole.s).all()) and largest < float("inf")):
+            raise ModelError("weights to be scattered are not finite; nothing multiplied with them can be checked")
+        self._unit = largest or 1.0
+        self._parts = [_Part(part.rows, part.inputs, part.s, (part.v / self._unit).float()) for part in parts]
+        self._whole = self._vectors(self._parts[0] if len(parts) == 1 else self._sum(self._parts))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that the secrets take."""
+        whole = self._whole
+        kept = {id(t): t.nbytes for t in (self._r, whole.r, whole.s, whole.v, whole.r_squared)}
+        return sum((kept | {id(t): t.nbytes for part in self._parts for t in (part.s, part.v)}).values())
+
+    def select(self, rows: Sequence[int] | None, columns: Sequence[int] | None) -> Vectors:
+        """Return the secrets for these rows and columns of the grid, in this order; None stands for all.
+
+        Raises:
+            InputError: `rows` splits rows of which only the sum was kept, or is not in the grid.
+        """
+        if rows is None and columns is None:
+            return self._whole
+        seen = reached(self._grid, columns)
+        rows = seen if rows is None else tuple(rows)
+        chosen = [part for part in self._parts if not set(rows).isdisjoint(part.rows)]
+        # A part's other rows do no harm where none of the columns reaches them: there their s is 0.
+        summed = {row for part in chosen for row in part.rows if row in seen}
+        if not rows or len(set(rows)) < len(rows) or not summed <= set(rows) <= set(range(len(self._grid.rows))):
+            raise InputError(f"rows {list(rows)} cannot be checked alone: name them in `apart`")
+        return self._vectors(self._sum(chosen), rows, columns)
+
+    def _add_up(self, weights: Sequence[Tensor], rows: tuple[int, ...]) -> _Part:
+        """Project the weights of some rows, one row after the other."""
+        pieces = [piece for row in rows for piece in self._project_row(weights, self._grid.rows[row])]
+        seen = Span(min(piece.inputs.start for piece in pieces), max(piece.inputs.stop for piece in pieces))
+        return self._sum(pieces, seen, rows)
+
+    def _project_row(self, weights: Sequence[Tensor], row: Span) -> Iterator[_Part]:
+        grid = self._grid
+        outputs_each, inputs_each = grid.outputs // grid.groups, grid.inputs // grid.groups
+        groups = max(1, row.size // outputs_each) if grid.groups > 1 else 1
+        seen = row.start // outputs_each * inputs_each
+        tops = accumulate((len(weight) for weight in weights), initial=0)
+        for top, weight in zip(tops, weights, strict=False):
+            start, stop = max(row.start, top), min(row.stop, top + len(weight))
+            if start < stop:
+                s, v = project(self._r[:, start:stop], weight[start - top : stop - top], groups)
+                yield _Part((), Span(seen, seen + groups * inputs_each), s, v)
+
+    def _sum(self, parts: Sequence[_Part], inputs: Span | None = None, rows: tuple[int, ...] = ()) -> _Part:
+        """Add parts up over a run of inputs, all of them by default."""
+        inputs = inputs or Span(0, self._grid.inputs)
+        shape = (*self._grid.size, len(self._r), inputs.size)
+        s, v = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=parts[0].v.dtype)
+        for part in parts:
+            own = slice(part.inputs.start - inputs.start, part.inputs.stop - inputs.start)
+            s[..., own] += part.s
+            v[..., own] += part.v
+        return _Part(rows, inputs, s, v)
+
+    def _vectors(
+        self, total: _Part, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None
+    ) -> Vectors:
+        """Pick rows and columns out of a sum that covers all inputs."""
+        r, s, v = self._r, total.s, total.v
+        if rows is not None:
+            r = _side_by_side(r, [self._grid.rows[row] for row in rows])
+        if columns is not None:
+            spans = [self._grid.columns[column].span for column in columns]
+            s, v = _side_by_side(s, spans), _side_by_side(v, spans)
+        return Vectors(r, s, v, self._unit, r.square().float())
+
+
+def reached(grid: Grid, columns: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the rows that columns reach, in the order of the grid; None stands for all columns."""
+    chosen = grid.columns if columns is None else [grid.columns[column] for column in columns]
+    return tuple(sorted({row for column in chosen for row in column.rows}))
+
+
+@torch.no_grad()
+def project(r: Tensor, weights: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """Return s = rᵀ W and v = (r²)ᵀ W².
+
+    Args:
+        r: (k, outputs) float64.
+        weights: (outputs, inputs / groups, *size); rounded to float32, as a device holds them.
+        groups: groups of a convolution, each with its own run of outputs and of inputs.
+
+    Returns:
+        Two of (*size, k, inputs), float64.
+    """
+    k, outputs, inputs = len(r), len(weights) // groups, weights[0].numel()
+    s, v = torch.zeros(2, groups, k, inputs, dtype=torch.float64)
+    step = max(1, _STREAMED // inputs)
+    for group in range(groups):
+        for start in range(group * outputs, (group + 1) * outputs, step):
+            stop = min(start + step, (group + 1) * outputs)
+            piece = weights[start:stop].flatten(1).float().double()
+            s[group] += r[:, start:stop] @ piece
+            v[group] += r[:, start:stop].square() @ piece.square_()
+    return _taps_first(s, weights.shape[1:]), _taps_first(v, weights.shape[1:])
+
+
+def _taps_first(secrets: Tensor, shape: torch.Size) -> Tensor:
+    """Reorder (groups, k, inputs / groups * taps) to (*size, k, inputs)."""
+    groups, k, _ = secrets.shape
+    taps_last = secrets.view(groups, k, *shape).transpose(0, 1).reshape(k, groups * shape[0], *shape[1:])
+    return taps_last.movedim((0, 1), (-2, -1)).contiguous()
+
+
+def _side_by_side(secrets: Tensor, spans: Sequence[Span]) -> Tensor:
+    return torch.cat([secrets[..., span.start : span.stop] for span in spans], dim=-1)
+
+
+def _together(rows: int, apart: Iterable[Collection[int]] | None) -> Iterator[tuple[int, ...]]:
+    """Split rows into the largest parts of which every set in `apart` is a union; None sets every row apart."""
+    sets = {frozenset(rows) for rows in apart} if apart is not None else {frozenset((row,)) for row in range(rows)}
+    parts: dict[frozenset[frozenset[int]], list[int]] = {}
+    for row in range(rows):
+        parts.setdefault(frozenset(rows for rows in sets if row in rows), []).append(row)
+    return map(tuple, parts.values())

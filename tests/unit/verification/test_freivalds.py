@@ -1,0 +1,278 @@
+"""The check as the owner calls it: honest answers pass whatever their shape, changed weights show, errors say what."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.verification.shapes import Layer, convolution, dense, layers, slow_measure, some, terms
+
+from awfulowl.blocks.grid import make_grid, rectangle, take
+from awfulowl.blocks.kernels import Dense, product
+from awfulowl.errors import InputError, ModelError
+from awfulowl.randomness import Entropy
+from awfulowl.verification.freivalds import Check, Z
+from awfulowl.verification.rounding import variance
+
+
+def check_of(layer: Layer, seed: int = 3, **options: object) -> Check:
+    return Check([layer.weights], layer.grid, Entropy(seed), **options)  # type: ignore[arg-type]
+
+
+@some
+@given(layers())
+def test_honest_answers_pass(layer: Layer) -> None:
+    accepted = check_of(layer).accepts(layer.x, layer.y)
+    assert accepted.shape == (len(layer.x),)
+    assert accepted.dtype == torch.bool
+    assert bool(accepted.all())
+
+
+@some
+@given(layers(least_batch=1))
+def test_tolerance_is_the_derived_bound(layer: Layer) -> None:
+    check = check_of(layer)
+    r = check._keeping.select(None, None).r
+    residue, energy = slow_measure(layer, layer.y, r)
+    deviation = (variance(terms(layer)) * energy).sqrt()
+    torch.testing.assert_close(check.tolerance(layer.x, layer.y), Z * deviation, rtol=1e-4, atol=0)
+    expected = torch.where(residue == 0, residue, residue / deviation)
+    torch.testing.assert_close(check.residue(layer.x, layer.y), expected, rtol=1e-3, atol=1e-4)
+
+
+@some
+@given(layers(least_batch=1), st.data())
+def test_each_device_is_checked_alone(layer: Layer, data: st.DataObject) -> None:
+    """Columns of one device, and of rows any that these columns reach; the partial sums are the device's own."""
+    grid, check = layer.grid, check_of(layer)
+    first = data.draw(st.sampled_from(grid.columns))
+    beside = [index for index, column in enumerate(grid.columns) if column.rows == first.rows]
+    alone = first.groups > 1
+    columns = (
+        [grid.columns.index(first)] if alone else data.draw(st.lists(st.sampled_from(beside), min_size=1, unique=True))
+    )
+    rows = list(first.rows) if alone else data.draw(st.lists(st.sampled_from(first.rows), min_size=1, unique=True))
+    piece = rectangle([layer.weights], grid, rows, columns)
+    x = take(layer.x, grid, columns)
+    y = product(grid.kernel, piece, x, first.groups)
+    assert bool(check.accepts(x, y, columns=columns, rows=rows).all())
+    assert check.matches(piece, columns=columns, rows=rows)
+    whole = rectangle([layer.weights], grid, first.rows, columns)
+    assert bool(check.accepts(x, product(grid.kernel, whole, x, first.groups), columns=columns).all())
+    assert check.matches(whole, columns=columns)
+
+
+@some
+@given(layers(least_batch=1), st.data())
+def test_rows_are_checked_alone(layer: Layer, data: st.DataObject) -> None:
+    rows = data.draw(st.lists(st.sampled_from(range(len(layer.grid.rows))), min_size=1, unique=True))
+    spans = [layer.grid.rows[row] for row in rows]
+    y = torch.cat([layer.y[:, span.start : span.stop] for span in spans], dim=1)
+    assert bool(check_of(layer).accepts(layer.x, y, rows=rows).all())
+
+
+def test_parts_are_held_to_no_looser_bound_than_the_total() -> None:
+    layer = dense(32, 64)
+    check = check_of(layer)
+    x = take(layer.x, layer.grid, [1])
+    part = product(Dense(), rectangle([layer.weights], layer.grid, [0, 1], [1]), x)
+    assert bool((check.tolerance(x, part, columns=[1]) < check.tolerance(layer.x, layer.y)).all())
+
+
+def test_the_bound_grows_with_the_terms_of_one_output_only() -> None:
+    grouped, plain = convolution((8, 2, 3), (9,), groups=4, block=2), convolution((8, 8, 3), (9,))
+    assert check_of(grouped)._terms(None) == 2 * 3
+    assert check_of(plain)._terms(None) == 8 * 3
+    assert check_of(grouped)._terms([1]) == 2 * 3
+    assert check_of(dense(4, 40))._terms([0, 2]) == 16 + 8
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0])
+def test_one_input_and_one_output(mean: float) -> None:
+    layer = dense(1, 1, 1000)
+    layer = layer._replace(x=layer.x + mean)
+    assert bool(check_of(layer).accepts(layer.x, layer.y).all())
+    assert not bool(check_of(layer).accepts(layer.x, layer.y * 1.0001).any())
+
+
+@pytest.mark.parametrize("layer", [dense(3, 4, 0), convolution((3, 4, 2), (5,), 0)], ids=["dense", "convolution"])
+def test_no_samples(layer: Layer) -> None:
+    assert check_of(layer).accepts(layer.x, layer.y).shape == (0,)
+    assert check_of(layer).residue(layer.x, layer.y).shape == (0, 3)
+
+
+def test_zeros_have_to_be_answered_by_zeros() -> None:
+    layer = dense(5, 6)
+    check, x = check_of(layer), torch.zeros(2, 6)
+    y = torch.zeros(2, 5)
+    assert check.tolerance(x, y).tolist() == check.residue(x, y).tolist() == [[0, 0, 0]] * 2
+    y[1, 2] = 1e-30
+    assert check.accepts(x, y).tolist() == [True, False]
+
+
+def test_weights_of_zero_have_to_give_zeros() -> None:
+    layer = dense(5, 6)._replace(weights=torch.zeros(5, 6))
+    assert bool(check_of(layer).accepts(layer.x, layer.y).all())
+    assert not bool(check_of(layer).accepts(layer.x, layer.y + 1e-20).any())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38])
+@pytest.mark.parametrize("side", ["x", "y"])
+@pytest.mark.parametrize("layer", [dense(5, 6, 3), convolution((5, 6, 2, 2), (4, 4), 3)], ids=["dense", "convolution"])
+def test_what_is_not_finite_never_passes(layer: Layer, side: str, value: float) -> None:
+    x, y = layer.x.clone(), layer.y.clone()
+    (x if side == "x" else y)[1, 2] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert check_of(layer).accepts(x, y).tolist() == [True, False, True]
+
+
+def test_large_honest_answers_pass() -> None:
+    """Squares of 1e30 are beyond float32, and 3e38 is nearly infinite itself."""
+    layer = dense(5, 6)
+    x = layer.x * 1e30
+    assert bool(check_of(layer).accepts(x, x @ layer.weights.T).all())
+
+
+def test_inputs_that_travelled_as_halves_are_checked_as_such() -> None:
+    layer = dense(40, 64)
+    seen = layer.x.half()
+    y = seen.float() @ layer.weights.T
+    assert bool(check_of(layer).accepts(seen, y).all())
+    assert not bool(check_of(layer).accepts(layer.x, y).any())
+
+
+def test_half_precision_weights_are_checked_as_devices_hold_them() -> None:
+    layer = dense(40, 64)
+    layer = layer._replace(weights=layer.weights.half())
+    y = layer.x @ layer.weights.float().T
+    assert bool(check_of(layer).accepts(layer.x, y).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_at_the_device_is_a_lie(dtype: torch.dtype) -> None:
+    layer = dense(256, 1024, 64)
+    y = (layer.x.to(dtype) @ layer.weights.T.to(dtype)).float()
+    assert not bool(check_of(layer).accepts(layer.x, y).any())
+
+
+def test_weights_that_changed_show() -> None:
+    layer = dense(40, 64, block=16)
+    check = check_of(layer)
+    assert check.matches(layer.weights)
+    for row, column in ((0, 0), (39, 63), (17, 30)):
+        changed = layer.weights.clone()
+        changed[row, column] = torch.nextafter(changed[row, column], torch.tensor(math.inf))
+        assert not check.matches(changed)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_match_nothing(value: float) -> None:
+    layer = dense(4, 6)
+    changed = layer.weights.clone()
+    changed[1, 1] = value
+    assert not check_of(layer).matches(changed)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (6, 4), (24,), (4, 6, 1), ()])
+def test_another_shape_matches_nothing(shape: tuple[int, ...]) -> None:
+    assert not check_of(dense(4, 6)).matches(torch.ones(shape))
+
+
+def test_columns_of_several_groups_match_as_they_are_cut() -> None:
+    layer = convolution((12, 2, 3), (9,), groups=6, block=4)
+    check = check_of(layer)
+    assert [column.groups for column in layer.grid.columns] == [2, 2, 2]
+    pieces = [rectangle([layer.weights], layer.grid, layer.grid.columns[at].rows, [at]) for at in range(3)]
+    assert [check.matches(piece, columns=[at]) for at, piece in enumerate(pieces)] == [True] * 3
+    assert not check.matches(pieces[0], columns=[1])
+    assert check.matches(layer.weights)
+
+
+def test_rows_together_match_together_only() -> None:
+    layer = dense(64, 32)
+    check = check_of(layer, apart=[(0, 1), (2, 3)])
+    assert check.matches(layer.weights[32:], rows=(2, 3))
+    with pytest.raises(InputError, match=r"rows \[1\] .*apart"):
+        check.matches(layer.weights[16:32], rows=(1,))
+
+
+def test_new_secrets_are_new() -> None:
+    layer = dense(30, 20)
+    check = Check([layer.weights], layer.grid, Entropy())
+    before, wrong = check._keeping.select(None, None).r, layer.y * 1.01
+    check.renew([layer.weights])
+    assert not torch.equal(check._keeping.select(None, None).r, before)
+    assert bool(check.accepts(layer.x, layer.y).all())
+    assert not bool(check.accepts(layer.x, wrong).any())
+
+
+def test_new_secrets_are_of_the_weights_given() -> None:
+    layer = dense(30, 20)
+    check = check_of(layer)
+    check.renew([layer.weights * 2])
+    assert bool(check.accepts(layer.x, layer.y * 2).all())
+    assert not bool(check.accepts(layer.x, layer.y).any())
+
+
+def test_renewing_with_bad_weights_keeps_the_old_secrets() -> None:
+    layer = dense(30, 20)
+    check = check_of(layer)
+    with pytest.raises(ModelError, match="finite"):
+        check.renew([layer.weights * math.nan])
+    assert bool(check.accepts(layer.x, layer.y).all())
+
+
+def test_weights_are_not_kept() -> None:
+    layer = dense(512, 512, 1, block=256)
+    check = check_of(layer, apart=())
+    layer.weights.zero_()
+    assert not bool(check.accepts(layer.x, layer.y).any())
+    assert check.memory_bytes < 0.05 * layer.weights.nbytes
+
+
+def test_more_vectors_and_another_z() -> None:
+    layer = dense(30, 20)
+    strict, wide = check_of(layer, vectors=5, z=1e-9), check_of(layer, vectors=5, z=1e9)
+    assert strict.residue(layer.x, layer.y).shape == (8, 5)
+    assert not bool(strict.accepts(layer.x, layer.y).any())
+    assert bool(wide.accepts(layer.x, layer.y * 1.01).all())
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        ((8, 19), (8, 30), r"20 inputs got inputs of shape \(8, 19\)"),
+        ((8, 20), (8, 29), r"answer of shape \(8, 29\), not \(8, 30\)"),
+        ((8, 20), (7, 30), r"answer of shape \(7, 30\), not \(8, 30\)"),
+        ((8, 20, 1), (8, 30, 1), r"20 inputs got inputs of shape \(8, 20, 1\)"),
+        ((20,), (30,), r"20 inputs got inputs of shape \(20,\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(x: tuple[int, ...], y: tuple[int, ...], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        check_of(dense(30, 20)).accepts(torch.ones(x), torch.ones(y))
+
+
+def test_shapes_of_convolutions_that_do_not_fit_are_named() -> None:
+    layer = convolution((6, 4, 3, 3), (7, 5))
+    with pytest.raises(InputError, match=r"answer of shape \(4, 6, 7, 4\), not \(4, 6, 7, 5\)"):
+        check_of(layer).accepts(layer.x, layer.y[..., 1:])
+
+
+def test_a_check_does_not_print_its_secrets() -> None:
+    check = check_of(dense(3, 4))
+    assert "tensor" not in repr(check) + str(check)
+
+
+def test_panels_of_several_layers() -> None:
+    weights = [torch.randn(outputs, 20) for outputs in (5, 40, 7)]
+    grid = make_grid((52, 20), Dense(), 1, block=16, row_cuts=(5, 45))
+    check, x = Check(weights, grid, Entropy(1)), torch.randn(6, 20)
+    y = torch.cat([x @ weight.T for weight in weights], dim=1)
+    assert bool(check.accepts(x, y).all())
+    middle = [row for row, span in enumerate(grid.rows) if 5 <= span.start < 45]
+    assert bool(check.accepts(x, y[:, 5:45], rows=middle).all())
+    assert not bool(check.accepts(x, y[:, 4:44], rows=middle).any())

@@ -1,0 +1,125 @@
+"""The fast sums: equal to those written out, whatever the shape, the chunk, the scale and the type."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.verification.shapes import Layer, convolution, dense, layers, slow_measure, some
+
+from awfulowl.randomness import Entropy
+from awfulowl.verification import sums as module
+from awfulowl.verification.sums import Sums, sums
+from awfulowl.verification.vectors import Keeping, Vectors
+
+LARGEST_SCALE, SMALLEST_SCALE = 1e18, 1e-18
+
+
+def secrets_of(layer: Layer) -> Vectors:
+    return Keeping([layer.weights], layer.grid, Entropy(5), 3, []).select(None, None)
+
+
+def measure(layer: Layer, y: torch.Tensor) -> Sums:
+    return sums(layer.grid.kernel, secrets_of(layer), layer.x, y)
+
+
+def assert_measures(layer: Layer, y: torch.Tensor) -> None:
+    """Residues to float64 rounding of what they are the difference of, energies to float32 rounding."""
+    fast = measure(layer, y)
+    residue, energy = slow_measure(layer, y, secrets_of(layer).r)
+    rounding = (layer.weights.numel() + 8) * 2.0**-52 * energy.sqrt()
+    assert bool(((fast.residue.T - residue).abs() <= rounding).all())
+    torch.testing.assert_close(fast.energy.T, energy, rtol=1e-4, atol=0)
+
+
+@some
+@given(layers())
+def test_honest_answers_are_measured_as_written_out(layer: Layer) -> None:
+    assert_measures(layer, layer.y)
+
+
+@some
+@given(layers())
+def test_any_answers_are_measured_as_written_out(layer: Layer) -> None:
+    assert_measures(layer, torch.randn_like(layer.y) * layer.y.abs().amax() if layer.y.numel() else layer.y)
+
+
+@pytest.mark.parametrize("layer", [dense(9, 20, 13), convolution((6, 4, 3, 2), (7, 5), 13)], ids=["dense", "conv"])
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 20])
+def test_chunks_make_no_difference(layer: Layer, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = measure(layer, layer.y)
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    for chunked, whole in zip(measure(layer, layer.y), expected, strict=True):
+        assert chunked.shape == (3, 13)
+        torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=1e-12)
+
+
+@some
+@given(st.integers(0, 3), st.integers(0, 3), st.sampled_from([SMALLEST_SCALE, 1e-9, 1e9, LARGEST_SCALE]))
+def test_samples_of_any_scale_are_measured(kind: int, sample: int, scale: float) -> None:
+    """Squares of 1e-25 are nothing in float32, squares of 1e25 are infinite: neither may show."""
+    layer = [
+        dense(9, 20, 4),
+        dense(1, 1, 4),
+        convolution((6, 4, 3), (7,)),
+        convolution((6, 4, 2, 2), (3, 4), stride=2),
+    ][kind]
+    x = layer.x.clone()
+    x[sample] *= scale
+    if scale in (SMALLEST_SCALE, LARGEST_SCALE):
+        layer = layer._replace(weights=layer.weights * scale)
+    layer = layer._replace(x=x)
+    energy = slow_measure(layer, layer.y, secrets_of(layer).r)[1]
+    torch.testing.assert_close(measure(layer, layer.y).energy.T, energy, rtol=1e-4, atol=0)
+
+
+def test_zeros_have_no_energy() -> None:
+    layer = dense(9, 20, 4)
+    layer.x[2] = 0
+    result = measure(layer, layer.y)
+    assert result.residue[:, 2].tolist() == result.energy[:, 2].tolist() == [0, 0, 0]
+    assert bool((result.energy[:, :2] > 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_are_taken_at_their_values(dtype: torch.dtype) -> None:
+    layer = dense(9, 20, 4)
+    x = layer.x.to(dtype)
+    narrow = sums(layer.grid.kernel, secrets_of(layer), x, layer.y)
+    wide = sums(layer.grid.kernel, secrets_of(layer), x.double(), layer.y.double())
+    assert torch.equal(narrow.residue, wide.residue)
+    torch.testing.assert_close(narrow.energy, wide.energy, rtol=1e-6, atol=0)
+
+
+def test_strided_samples_are_read_as_they_are() -> None:
+    layer = convolution((6, 4, 3, 3), (7, 5), 4)
+    x = layer.x.to(memory_format=torch.channels_last)
+    y = layer.y.to(memory_format=torch.channels_last)
+    for strided, plain in zip(sums(layer.grid.kernel, secrets_of(layer), x, y), measure(layer, layer.y), strict=True):
+        torch.testing.assert_close(strided, plain, rtol=1e-6, atol=1e-12)
+
+
+def test_samples_do_not_touch_each_other() -> None:
+    layer = convolution((6, 4, 3), (7,), 5)
+    whole = measure(layer, layer.y)
+    for index in range(5):
+        alone = sums(layer.grid.kernel, secrets_of(layer), layer.x[index : index + 1], layer.y[index : index + 1])
+        torch.testing.assert_close(alone.residue[:, 0], whole.residue[:, index], rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(alone.energy[:, 0], whole.energy[:, index], rtol=1e-6, atol=0)
+
+
+def test_not_a_number_stays_in_its_sample() -> None:
+    layer = dense(9, 20, 4)
+    layer.x[1, 3] = math.nan
+    result = measure(layer, layer.y)
+    assert result.residue[0].isfinite().tolist() == [True, False, True, True]
+    assert result.energy[0].isfinite().tolist() == [True, False, True, True]
+
+
+def test_buffers_are_not_kept_for_large_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 10)
+    monkeypatch.setattr(module, "_BUFFERS", module._Buffers())
+    layer = dense(9, 20, 4)
+    assert_measures(layer, layer.y)
+    assert all(held.numel() <= 10 for held in module._BUFFERS._held.values())
