@@ -44,7 +44,7 @@ def substitute(model: nn.Module, replacements: Mapping[nn.Module, nn.Module], *,
     """
     memo: dict[int, Any] = {}
     for tensor in _tensors(model):
-        memo[id(tensor)] = _alias(tensor) if freeze else tensor
+        memo[id(tensor)] = _alias(tensor) if freeze or is_lazy(tensor) else tensor
     own = {id(module) for module in model.modules()}
     for table in (vars(module).get(table, {}) for module in model.modules() for table in _HOOK_TABLES):
         owners = (owner for hook in table.values() for owner in _owners(hook))
@@ -63,16 +63,20 @@ def substitute(model: nn.Module, replacements: Mapping[nn.Module, nn.Module], *,
 
 
 def _alias(tensor: Tensor) -> Tensor:
-    """Return a tensor in the same memory, outside of every graph."""
-    alias = tensor.detach()
-    if isinstance(tensor, nn.Parameter):
-        alias = nn.Parameter(alias, requires_grad=False)
+    """Return a tensor in the same memory, outside of every graph; one without a shape has no memory to share."""
+    if is_lazy(tensor):
+        kind: Any = type(tensor)
+        alias: Tensor = kind(requires_grad=tensor.requires_grad, device=tensor.device, dtype=tensor.dtype)
+    elif isinstance(tensor, nn.Parameter):
+        alias = nn.Parameter(tensor.detach(), requires_grad=False)
+    else:
+        alias = tensor.detach()
     vars(alias).update(vars(tensor))
     return alias
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Yield every tensor that is reached through attributes and containers, but for those without a shape yet."""
+    """Yield every tensor that is reached through attributes and containers."""
     waiting: list[Any] = [model]
     seen: set[int] = set()
     while waiting:
@@ -81,8 +85,7 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
             continue
         seen.add(id(item))
         if isinstance(item, Tensor):
-            if not is_lazy(item):
-                yield item
+            yield item
         elif isinstance(item, Mapping):
             waiting += item.values()
         elif isinstance(item, list | tuple | set | frozenset | deque):

@@ -61,6 +61,7 @@ class ScatteredAttention(StandIn):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend as `nn.MultiheadAttention` does without its fast path; the arguments are the same."""
+        self._check_dense(query, key, value)
         self._check_shapes(query, key, value)
         batched = query.dim() == 3
         q, k, v = self._projected(query, key, value)

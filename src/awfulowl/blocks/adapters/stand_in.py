@@ -103,14 +103,20 @@ class StandIn(nn.Module):
             return uncompiled.answer(self, *args, **kwargs)
         return self.answer(*args, **kwargs)
 
+    def _check_dense(self, *inputs: Tensor) -> None:
+        if any(x.is_nested or x.layout != torch.strided or x.is_meta for x in inputs):
+            raise InputError(
+                f"layer '{self._scattering.layer}' takes dense tensors with numbers. "
+                "Encoders make nested ones unless they are given enable_nested_tensor=False"
+            )
+
     def _to_send(self, x: Tensor, features: int, dim: int = -1) -> Tensor:
         """Return x as float32 in main memory: the same object where it is that already."""
         scattering = self._scattering
         where = f"layer '{scattering.layer}'"
         if not all(isinstance(self._parameters.get(name), ScatteredWeight) for name in scattering.parameters):
             raise ScatteredError(f"a weight of {where} was replaced, but devices hold the old one: scatter again")
-        if x.is_nested or x.layout != torch.strided or x.is_meta:
-            raise InputError(f"{where} takes dense tensors with numbers (nested ones: enable_nested_tensor=False)")
+        self._check_dense(x)
         if x.requires_grad and torch.is_grad_enabled() and not scattering.train:
             raise ScatteredError(f"the input of {where} requires a gradient: scatter with train=True, or detach it")
         if x.dim() < -dim or x.shape[dim] != features:
