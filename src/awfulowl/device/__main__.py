@@ -107,7 +107,7 @@ def _obey(worker: Worker, command: Command) -> None:
         case Corrupt(kind=kind, size=size):
             worker.tamper = Liar(kind, size)
         case Report():
-            _say(Told(worker.tamper.told if isinstance(worker.tamper, Liar) else 0))
+            _say(Told(tuple(worker.tamper.requests) if isinstance(worker.tamper, Liar) else ()))
         case Delay(delay_s=delay_s):
             worker.delay_s = delay_s
         case Join():

@@ -19,7 +19,7 @@ class Corrupt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="corr
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="report"):
-    """Say how many lies were told, as a `Told` line."""
+    """Say which lies were told, as a `Told` line."""
 
 
 class Delay(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="delay"):
@@ -32,6 +32,6 @@ Command = Join | Corrupt | Report | Delay
 
 
 class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The answer to `Report`."""
+    """The answer to `Report`: the requests that were answered falsely, by the ids that owner and device share."""
 
-    lies: int
+    requests: tuple[int, ...]

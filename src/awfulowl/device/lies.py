@@ -6,8 +6,6 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
-from awfulowl.wire.messages import Apply
-
 Kind = Literal["one row", "two rows", "random", "low rank", "stale", "other block", "zeros", "sign"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
@@ -88,15 +86,25 @@ def falsify(y: Tensor, kind: Kind, size: float | None, generator: torch.Generato
 
 
 class Liar:
-    """Falsifies every answer of a worker (`Worker.tamper`), and counts them."""
+    """Falsifies every answer of a worker (`Worker.tamper`), and keeps count.
+
+    `requests` are the ids of those that were answered falsely: where the right answer is zero, so may the lie be.
+    """
 
     def __init__(self, kind: Kind, size: float | None, seed: int = 0) -> None:
-        self.told = 0
+        self.requests: list[int] = []
         self._kind = kind
         self._size = size
         self._generator = torch.Generator().manual_seed(seed)
 
-    def __call__(self, _: Apply, __: Tensor, answers: list[Tensor]) -> list[Tensor]:
-        """Return false answers."""
-        self.told += 1
-        return [falsify(y, self._kind, self._size, self._generator) for y in answers]
+    @property
+    def told(self) -> int:
+        """How many answers were falsified."""
+        return len(self.requests)
+
+    def __call__(self, request: int, answers: list[Tensor]) -> list[Tensor]:
+        """Return false answers to a request."""
+        false = [falsify(y, self._kind, self._size, self._generator) for y in answers]
+        if not all(map(torch.equal, false, answers)):
+            self.requests.append(request)
+        return false

@@ -31,7 +31,8 @@ from awfulowl.wire.session import (
 _log = logging.getLogger(__name__)
 
 Reply = Callable[[], list[bytes]]
-Tamper = Callable[[verbs.Apply, Tensor, list[Tensor]], list[Tensor]]
+Tamper = Callable[[int, list[Tensor]], list[Tensor]]
+"""(request id, right answers) -> the answers that are sent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +186,7 @@ class Worker:
                     self._store.load(sheets, request.tensors)
                     return []
                 case verbs.Apply() as body:
-                    return self._apply(body, request.tensors)
+                    return self._apply(request.id, body, request.tensors)
                 case verbs.Release(slices=slices):
                     self._store.release(slices)
                     return []
@@ -198,8 +199,8 @@ class Worker:
                 case never:
                     assert_never(never)
 
-    def _apply(self, body: verbs.Apply, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def _apply(self, id_: int, body: verbs.Apply, tensors: Sequence[Tensor]) -> list[Tensor]:
         if len(tensors) != 1:
             raise LimitError(f"apply: one tensor is wanted, {len(tensors)} came")
         answers = self._store.apply(body, tensors[0])
-        return answers if self.tamper is None else self.tamper(body, tensors[0], answers)
+        return answers if self.tamper is None else self.tamper(id_, answers)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -29,6 +29,17 @@ from awfulowl.placement.naming import name_devices
 T = TypeVar("T", bound=msgspec.Struct)
 
 _STOP_S = 5.0
+
+
+class Lies(NamedTuple):
+    """False answers of a device.
+
+    `used` are those that its owner added into a sum, so each is to be caught. `unused` could do no harm: they came
+    when another device had answered, or after the device was found out and got old inputs only, so as not to notice.
+    """
+
+    used: int
+    unused: int
 
 
 class DeviceProcess:
@@ -65,10 +76,10 @@ class DeviceProcess:
         except BrokenPipeError as error:
             raise UnavailableError(f"{self.name}: the process has ended") from error
 
-    def lies_told(self) -> int:
-        """Return how many answers the device falsified since it was told to lie."""
+    def lies_told(self) -> tuple[int, ...]:
+        """Return the ids of the requests that the device answered falsely since it was told to lie."""
         self.tell(Report())
-        return self._read(Told).lies
+        return self._read(Told).requests
 
     def _read(self, kind: type[T]) -> T:
         line = self._process.stdout.readline() if self._process.stdout is not None else b""
@@ -159,9 +170,11 @@ class LocalFleet(Fleet):
         """Make a device answer late."""
         self._process(name).tell(Delay(delay_s))
 
-    def lies_told(self, name: str) -> int:
-        """Return how many answers a device falsified."""
-        return self._process(name).lies_told()
+    def lies_told(self, name: str) -> Lies:
+        """Return how many answers a device falsified, by its own account."""
+        told = set(self._process(name).lies_told())
+        used = told.intersection(self._engine.peers[name].used)
+        return Lies(len(used), len(told) - len(used))
 
     def _process(self, name: str) -> DeviceProcess:
         if name not in self._processes:

@@ -39,7 +39,7 @@ async def _fetch(deployment: Deployment, number: int, cell: int) -> Tensor:
         (device,) = await deployment.route(number, [cell], avoid)
         peer = deployment.engine.peers[device]
         try:
-            answer = await peer.ask(body, [], timeout_s=deployment.engine.policy.answer_timeout_s)
+            _, answer = await peer.ask(body, [], timeout_s=deployment.engine.policy.answer_timeout_s)
         except PeerError as error:
             deployment.engine.note("failover", device, str(error))
             avoid |= {device}

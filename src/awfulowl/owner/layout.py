@@ -31,11 +31,12 @@ class Sum(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What a device answered: one tensor for each of the layout's terms."""
+    """What a device answered to a request: one tensor for each of the layout's terms."""
 
     device: str
     layout: Layout
     tensors: list[Tensor]
+    request: int
 
 
 class Outputs(NamedTuple):

@@ -2,8 +2,10 @@
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Sequence
 from enum import Enum
+from typing import Final, NamedTuple
 
 from torch import Tensor
 
@@ -12,6 +14,15 @@ from awfulowl.fabric.base import Link
 from awfulowl.owner.ledger import Ledger
 from awfulowl.wire import messages as verbs
 from awfulowl.wire.session import OwnerSession
+
+_REMEMBERED_ANSWERS: Final = 4096
+
+
+class Answer(NamedTuple):
+    """What a device sent back, and the id of the request that it answers."""
+
+    request: int
+    tensors: list[Tensor]
 
 
 class Standing(Enum):
@@ -32,6 +43,9 @@ class Peer:
         self.left_at_s = -math.inf
         self.violations = 0
         self.last: tuple[verbs.Apply, Tensor, int] | None = None
+        self.used: deque[int] = deque(maxlen=_REMEMBERED_ANSWERS)
+        """The last requests whose answers went into a sum. Answers to cover traffic, and those that lost against a
+        replica's, never do."""
         self._link = link
         self._ledger = ledger
         self._waiting: dict[int, asyncio.Future[list[Tensor]]] = {}
@@ -45,8 +59,8 @@ class Peer:
 
     async def ask(
         self, body: verbs.Request, tensors: Sequence[Tensor], *, timeout_s: float, answer_bytes: int = 0
-    ) -> list[Tensor]:
-        """Send a request and return the tensors of its answer.
+    ) -> Answer:
+        """Send a request and return its answer.
 
         Raises:
             GoneError: the device left, or is silent, or did not answer in `timeout_s`.
@@ -60,7 +74,7 @@ class Peer:
         self._waiting[id_] = future
         try:
             await self.send(frames)
-            return await future
+            return Answer(id_, await future)
         finally:
             if self._waiting.pop(id_, None) is not None and not future.done():
                 self.post(self.session.cancel(id_))

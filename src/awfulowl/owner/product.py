@@ -77,6 +77,8 @@ class Product:
         every_cell = range(len(self._panel.cells))
         pieces = await self._cover(every_cell, x, _NOBODY)
         for _ in range(2 + len(self._engine.peers)):
+            for piece in pieces:
+                self._engine.peers[piece.device].used.append(piece.request)
             if await self._engine.compute(lambda: self._finish(pieces, x, out)):  # noqa: B023  awaited at once
                 return
             pieces = await self._blame(pieces, x)
@@ -214,8 +216,8 @@ class Product:
         inputs = await self._engine.compute(lambda: inputs_of(layout, self._grid, x))
         size = answer_bytes(layout, self._grid, x)
         peer.last = (layout.body, inputs, size)
-        tensors = await peer.ask(
+        answer = await peer.ask(
             layout.body, [inputs], timeout_s=self._engine.policy.answer_timeout_s, answer_bytes=size
         )
         self._engine.pace.observe(device, self._kind(x), self._engine.now() - started)
-        return [Piece(device, layout, tensors)]
+        return [Piece(device, layout, answer.tensors, answer.request)]

@@ -70,7 +70,7 @@ def survey(model: nn.Module, example: object = None) -> Survey:
         layers = [_layer(name, made) for name, made in products.items()]
     else:
         calls = _record(model, parts, products, example)
-        layers = _layers(products, calls, _batch(example))
+        layers = _layers(products, calls, samples_in(example))
         idle = [name for name in products if name not in calls]
         notes += [f"the example does not reach {name}: its place among its neighbours is a guess" for name in idle]
     return Survey(parts, tuple(layers), tuple(found.kept.items()), tuple(notes))
@@ -153,7 +153,7 @@ def call_with(model: nn.Module, example: object) -> Any:
     return model(*example) if isinstance(example, tuple) else model(example)
 
 
-def _batch(example: object) -> int:
+def samples_in(example: object) -> int:
     """Return the number of samples in an example: the first length of its first tensor."""
     values: Sequence[object] = (
         list(example.values()) if isinstance(example, Mapping) else example if isinstance(example, tuple) else [example]
