@@ -235,6 +235,14 @@ def test_messages_that_never_end_cost_no_more_than_the_limits_say(limit: dict[st
     assert held(limit, flood) < 100_000
 
 
+def test_no_more_is_dropped_than_room_is_needed() -> None:
+    assembler = Assembler(dataclasses.replace(DEFAULT, max_partial_bytes=50))
+    kept = [cut(bytes(12), number) for number in range(4)]
+    assert fed(assembler, *(parts[0] for parts in kept), sealed(bytes(8), number=9, total=26)) == []
+    assert assembler.dropped == 2
+    assert fed(assembler, kept[2][1], kept[3][1]) == [bytes(12)] * 2
+
+
 def test_on_a_network_that_loses_frames_new_messages_still_arrive() -> None:
     assembler = Assembler(dataclasses.replace(DEFAULT, max_partial_messages=3))
     for number in range(20):

@@ -222,7 +222,6 @@ class DeviceSession:
         self.state = DEVICE[self.state].get(cue, self.state)
         self._line.retire(self.handle, self.boot)
         self.handle = self._terms = None
-        self._replay = Replay(self._limits)
         self._hello = msgspec.structs.replace(self._hello, boot=self._entropy.handle())
         self._called_at = float("-inf")
 
