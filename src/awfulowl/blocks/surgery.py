@@ -30,7 +30,7 @@ def substitute(model: nn.Module, replacements: Mapping[nn.Module, nn.Module], *,
 
     Modules, containers and other attributes are copied deeply, so that the original is never touched: what is
     shared inside the model is shared inside the copy, and hooks that are methods of its modules are methods of the
-    copies. Hooks that belong to somebody else stay his. Tensors in slots of foreign classes are copied.
+    copies. Hooks of somebody else stay theirs. Tensors in slots of foreign classes are copied.
 
     Args:
         model: left as it is.
@@ -52,12 +52,13 @@ def substitute(model: nn.Module, replacements: Mapping[nn.Module, nn.Module], *,
     memo |= {id(old): new for old, new in replacements.items()}
     stand_ins = [part for new in replacements.values() for part in new.modules() if isinstance(part, StandIn)]
     memo |= {id(stand_in): stand_in for stand_in in stand_ins}
+    prepared = memo.copy()
     try:
         copied: nn.Module = copy.deepcopy(model, memo)
         for stand_in in stand_ins:
             stand_in.adopt(memo)
     except (TypeError, copy.Error) as error:
-        where = _uncopyable(model, memo)
+        where = _uncopyable(model, prepared)
         raise ModelError(f"the model cannot be copied at {where}: {error}. Set it after scattering") from error
     return copied
 
@@ -99,12 +100,13 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _owners(hook: Any) -> Iterator[Any]:
-    """Yield the objects whose state a hook works on."""
+    """Yield the objects whose state a hook works on; containers are copied, since modules may be in them."""
     if isinstance(hook, types.MethodType):
         yield hook.__self__
     elif isinstance(hook, functools.partial):
         yield from _owners(hook.func)
-        yield from (value for value in (*hook.args, *hook.keywords.values()) if not isinstance(value, Tensor))
+        carried = (*hook.args, *hook.keywords.values())
+        yield from (value for value in carried if not isinstance(value, Tensor | list | tuple | dict | set))
     elif type(hook).__module__.startswith("torch."):
         # PyTorch's own wrappers know their module, so they are copied; what they wrap may be anybody's.
         yield from _owners(vars(hook).get("hook"))

@@ -31,6 +31,7 @@ def multiply_locally(layer: str, made: Product, calls: list[Call]) -> Callable[[
 
     def multiply(x: Tensor) -> Tensor:
         assert (x.dtype, x.device.type) == (torch.float32, "cpu")
+        assert not torch.is_autocast_enabled("cpu")
         calls.append(Call(layer, made.name, x))
         return product(made.kernel, torch.cat([weight.float() for weight in made.weights]), x, made.groups)
 

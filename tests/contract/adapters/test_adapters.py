@@ -64,6 +64,7 @@ def test_scattered_equals_local(case: Case, data: st.DataObject) -> None:
         scattered, calls = scatter(case, example)
         answer = outputs(scattered(*example.args, **example.kwargs))
         bound = case.bound(example.module, example.args, torch.float32)
+        assert answer[0].is_contiguous()
         assert [(y.shape, y.dtype) for y in answer] == [(y.shape, y.dtype) for y in local]
         assert ((answer[0].double() - exactly(example)).abs() <= bound).all()
         # Both are as far from the truth as that; weights of attention are less than what they are made of.

@@ -69,6 +69,39 @@ def test_encoders_do_not_go_round_the_devices(mode: Callable[[], Any], norm_firs
     assert len(calls) == 2 * (4 + 2)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_compiled_encoders_do_not_go_round_the_devices(mode: Callable[[], Any]) -> None:
+    """The compiler asks the place holders before it breaks its graph."""
+    model = encoder()
+    scattered, calls = scatter_locally(model)
+    compiled: Any = torch.compile(scattered, backend="eager")
+    with mode():
+        for batch in (1, 3):
+            x = torch.randn(batch, 5, 16)
+            assert close(compiled(x), model(x))
+    assert len(calls) == 2 * 2 * (4 + 2)
+    torch.compiler.reset()
+
+
+def test_a_compiled_use_of_a_weight_is_refused() -> None:
+    scattered, _ = scatter_locally(nn.Linear(4, 4))
+
+    def use(x: Tensor) -> Tensor:
+        return functional.linear(x, scattered.weight)
+
+    compiled: Any = torch.compile(use, backend="eager")
+    with pytest.raises(ScatteredError, match=r"used here \(linear\)"):
+        compiled(torch.ones(2, 4))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_encoders_are_not_exported(strict: bool) -> None:
+    scattered, _ = scatter_locally(encoder())
+    with torch.no_grad(), pytest.raises(ScatteredError, match="lives on devices"):
+        torch.export.export(scattered, (torch.randn(3, 5, 16),), strict=strict)
+
+
 def test_a_whole_transformer() -> None:
     torch.manual_seed(0)
     model = nn.Transformer(16, 4, 1, 1, 32).eval()

@@ -30,7 +30,7 @@ class HfConv1dAdapter(Adapter):
     def original(self, module: nn.Module) -> type[nn.Module] | None:
         """Return the `Conv1D` among the module's types."""
         for base in type(module).__mro__:
-            if base.__name__ == "Conv1D" and base.__module__.partition(".")[0] == "transformers":
+            if f"{base.__module__}.{base.__name__}" == "transformers.pytorch_utils.Conv1D":
                 return base
         return None
 

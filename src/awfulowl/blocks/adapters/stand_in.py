@@ -18,7 +18,8 @@ Multiply = Callable[[Tensor], Tensor]
 """A product with scattered weights: float32 in main memory to float32 in main memory, empty batches included.
 
 `Dense`: (..., in) to (..., out). `Convolution`: (batch, in, *space) to (batch, out, *space'). One input that goes
-to several products goes to each as the same object. The stand-in does not write into what is returned.
+to several products goes to each as the same object. What is returned belongs to the caller: the bias is added in
+place, and so may be what the model does next.
 """
 
 
@@ -145,11 +146,12 @@ class StandIn(nn.Module):
     def _finish(self, y: Tensor, x: Tensor, bias: Tensor | None, space: int = 0) -> Tensor:
         """Add the bias and go back to where the input x is, in the type that PyTorch would answer in.
 
-        Not in place: y may still be needed by whoever computed it.
+        The answer is contiguous, since models that call `view` rely on it.
         """
-        y = y.to(x.device)
+        y = y.to(x.device).contiguous()
         if bias is not None:
-            y = y + bias.to(x.device, torch.float32).reshape(-1, *[1] * space)
+            bias = bias.to(x.device, torch.float32).reshape(-1, *[1] * space)
+            y = y + bias if y.requires_grad or bias.requires_grad else y.add_(bias)
         return y.to(self._result_dtype(x))
 
     @contextmanager
