@@ -1,0 +1,188 @@
+"""The bytes that the fuzzing of the wire starts from: every verb, and every way of being wrong, by name."""
+
+import struct
+from collections.abc import Iterator
+
+import msgspec
+import torch
+import xxhash
+from torch import Tensor
+
+from awfulowl.blocks.kernels import Dense
+from awfulowl.limits import Limits
+from awfulowl.randomness import Entropy
+from awfulowl.wire.codec import encode
+from awfulowl.wire.frames import FRAME_HEADER_BYTES, frames
+from awfulowl.wire.messages import (
+    PROTOCOL,
+    Answer,
+    Apply,
+    ApplyTransposed,
+    Body,
+    Bye,
+    Cancel,
+    Commit,
+    DeviceHello,
+    Error,
+    Evict,
+    Fetch,
+    Load,
+    OwnerHello,
+    Refuse,
+    Release,
+    Request,
+    Sheet,
+    Step,
+    Term,
+    verb,
+)
+from awfulowl.wire.session import DeviceSession, Opened, OwnerSession, Timing
+
+LIMITS = Limits(chunk_bytes=256, max_message_bytes=2**16, max_header_bytes=2**13, max_partial_bytes=2**17)
+PREFIX = struct.Struct("<3sBIQ")
+ROW, SLICE, OTHER = b"r" * 16, b"s" * 16, b"o" * 16
+
+
+class Ends:
+    """An owner and a device in a session whose handles are always the same."""
+
+    def __init__(self) -> None:
+        self.owner = OwnerSession("device-1", LIMITS, Entropy(1), Timing())
+        self.device = DeviceSession("device-1", LIMITS, Entropy(2), memory_bytes=2**30, threads=2)
+        self.hello = self.device.hello(0.0)
+        (opened,) = (event for frame in self.hello for event in self.owner.receive(frame, 0.0))
+        if not isinstance(opened, Opened):
+            raise TypeError(f"no session: {opened}")
+        self.greeting = opened.frames_to_send
+        for frame in self.greeting:
+            self.device.receive(frame, 0.0)
+        self.handle = self.owner.handle or b""
+
+
+def resealed(data: bytes) -> bytes:
+    """Make lengths and digest fit again, so that a change gets past them."""
+    if data[:3] == b"OWL" and len(data) >= PREFIX.size:
+        return data[:8] + struct.pack("<Q", len(data)) + data[16:]
+    if data[:3] == b"OWF" and len(data) > FRAME_HEADER_BYTES:
+        payload = data[FRAME_HEADER_BYTES:]
+        inner = resealed(payload)
+        digest = xxhash.xxh3_64_intdigest(inner, seed=xxhash.xxh3_64_intdigest(data[:32]))
+        return data[:32] + struct.pack("<Q24s", digest, b"") + inner
+    return data
+
+
+def bodies(boot: bytes) -> Iterator[tuple[Body, list[Tensor]]]:
+    """Every verb, with tensors that suit it."""
+    term = Term(rows=(ROW,), slices=(SLICE,))
+    x = torch.arange(6.0).reshape(2, 3)
+    yield DeviceHello(name="device-1", protocol=PROTOCOL, boot=boot, memory_bytes=2**30, threads=2), []
+    yield OwnerHello(protocol=PROTOCOL, boot=boot, lease_s=30.0, heartbeat_s=1.0, credit_bytes=2**24), []
+    sheet = Sheet(rows=(ROW,), row_sizes=(2,), slices=(SLICE,), slice_sizes=(3,), kernel=Dense())
+    yield Load(sheets=(sheet,)), [x.bfloat16()]
+    yield Apply(slices=(SLICE,), terms=(term,)), [x]
+    yield ApplyTransposed(rows=(ROW,), terms=(term,)), [x.half()]
+    yield Step(step=1, terms=(term,), rule="sgd"), [x, x.int()]
+    yield Fetch(rows=(ROW,), slices=(SLICE,)), []
+    yield Commit(rows=(ROW,), slices=(SLICE,)), []
+    yield Release(slices=(SLICE,)), []
+    yield Cancel(target=3), []
+    yield Answer(to=3), [x, x[:0], torch.arange(5, dtype=torch.uint8)]
+    yield Refuse(to=3, reason="full"), []
+    yield Error(to=3, reason="broken"), []
+    yield Evict(slices=(SLICE,), reason="full"), []
+    yield Bye(reason="done"), []
+
+
+def corpus() -> dict[str, bytes]:
+    """The bytes that are kept, by name; `good` ones parse and `bad` ones are refused."""
+    ends = Ends()
+    made = {"beat-good-owner": ends.owner.beat(0.0), "beat-good-device": ends.device.beat(0.0)}
+    made["beat-bad-cut"] = made["beat-good-owner"][:-1]
+    made["beat-bad-digest"] = made["beat-good-owner"][:-1] + b"?"
+    for body, tensors in bodies(ends.device.boot):
+        session = ends.device.boot if isinstance(body, DeviceHello) else ends.handle
+        pieces = encode(session, int(isinstance(body, Request)), body, tensors, LIMITS)
+        name = verb(body).replace(".", "-")
+        made[f"message-good-{name}"] = b"".join(pieces)
+        made[f"frame-good-{name}"] = next(frames(pieces, 1, 1024))
+    made["frame-good-of-another-session"] = next(frames(encode(OTHER, 0, Bye(reason=""), (), LIMITS), 2, 1024))
+    made["frame-good-first-of-several"] = next(frames([made["message-good-answer"]], 3, 192))
+    made |= {f"message-bad-{name}": data for name, data in bad_messages()}
+    return made | {f"frame-bad-{name}": data for name, data in bad_frames(made["message-good-answer"])}
+
+
+def packed(header: object, body: bytes = b"", *, header_bytes: int | None = None, total: int | None = None) -> bytes:
+    """A message with any header and any lengths."""
+    head = header if isinstance(header, bytes) else msgspec.msgpack.encode(header)
+    own = PREFIX.size + len(head) + len(body)
+    sizes = (len(head) if header_bytes is None else header_bytes, own if total is None else total)
+    return PREFIX.pack(b"OWL", PROTOCOL, *sizes) + head + body
+
+
+def bad_messages() -> Iterator[tuple[str, bytes]]:
+    """One message for each way of being wrong."""
+
+    def fields(**changed: object) -> dict[str, object]:
+        return {"session": OTHER, "id": 0, "body": {"verb": "answer", "to": 3}, "tensors": [], **changed}
+
+    def tensor(dtype: str, *shape: int) -> bytes:
+        header = fields(tensors=[[dtype, list(shape)]])
+        return packed(header, bytes(-(PREFIX.size + len(msgspec.msgpack.encode(header))) % 64))
+
+    good = msgspec.msgpack.encode(fields())
+    huge = b"\xdd\xff\xff\xff\xff"
+    yield "empty", b""
+    yield "cut-prefix", packed(fields())[:15]
+    yield "cut-header", packed(fields())[:-1]
+    yield "other-version", packed(fields()).replace(b"OWL\1", b"OWL\2")
+    yield "trailing-byte", packed(fields()) + b"\0"
+    yield "trailing-in-header", packed(good + b"\xc0")
+    yield "trailing-body", packed(fields(), bytes(64))
+    yield "total-2-63", packed(good, total=2**63)
+    yield "header-2-32", packed(good, header_bytes=2**32 - 1)
+    yield "unknown-field", packed(fields(extra=1))
+    yield "unknown-verb", packed(fields(body={"verb": "format"}))
+    yield "no-verb", packed(fields(body={"to": 1}))
+    yield "id-of-an-answer", packed(fields(id=1))
+    yield "id-2-63", packed(fields(id=2**63))
+    yield "session-of-text", packed(fields(session="s" * 16))
+    yield "short-session", packed(fields(session=b"s"))
+    yield "bytes-for-text", packed(fields(body={"verb": "bye", "reason": b"\xff"}))
+    yield "text-not-utf8", packed(good.replace(b"answer", b"answe\xff"))
+    yield "deep-arrays", packed(b"\x81\xa4body\x82\xa1x" + b"\x91" * 5000)
+    yield "deep-maps", packed(b"\x81\xa4body\x82\xa1x" + b"\x81\xa1a" * 2000)
+    yield "array-2-32", packed(good[:-1] + huge)
+    yield "shape-2-32", packed(good[:-1] + b"\x91\x92\xa7float32" + huge)
+    yield "unknown-dtype", tensor("complex64", 1)
+    yield "negative-size", tensor("uint8", -1)
+    yield "size-2-63", tensor("uint8", 2**63 - 1)
+    yield "empty-of-2-63", tensor("uint8", 2**63 - 1, 0)
+    yield "product-wraps-to-zero", tensor("uint8", 2**32, 2**32)
+    yield "product-wraps-to-four", tensor("int32", 2**62 + 1, 4)
+    yield "nine-dimensions", tensor("uint8", *[1] * 9)
+    yield "missing-body", tensor("uint8", 64)
+    yield "padding", tensor("uint8", 0)[:-1] + b"\1"
+    yield "tensor-beside-bye", packed(fields(body={"verb": "bye", "reason": ""}, tensors=[["uint8", [0]]]), bytes(40))
+
+
+def bad_frames(message: bytes) -> Iterator[tuple[str, bytes]]:
+    """One frame for each way of being wrong, digest included or not."""
+
+    def sealed(payload: bytes, *, total: int, offset: int = 0, piece: int = 64, version: int = PROTOCOL) -> bytes:
+        head = struct.pack("<3sBIQQQ", b"OWF", version, piece, 1, total, offset)
+        return resealed(head + bytes(32) + payload)
+
+    good = next(frames([message], 1, 1024))
+    yield "cut", good[:-1]
+    yield "header-only", good[:FRAME_HEADER_BYTES]
+    yield "flipped", good[:-1] + b"\xff"
+    yield "other-version", sealed(message[:64], total=64, version=2)
+    yield "total-2-63", sealed(message[:64], total=2**63)
+    yield "total-zero", sealed(message[:64], total=0)
+    yield "piece-zero", sealed(message[:64], total=64, piece=0)
+    yield "piece-one", sealed(message[:1], total=2**16, piece=1)
+    yield "offset-2-63", sealed(message[:64], total=128, offset=2**63)
+    yield "offset-uneven", sealed(message[:64], total=128, offset=32)
+    yield "offset-at-end", sealed(message[:64], total=128, offset=128)
+    yield "too-short", sealed(message[:63], total=128)
+    yield "too-long", sealed(message[:65], total=128)
