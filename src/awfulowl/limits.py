@@ -23,8 +23,8 @@ class Limits:
     max_header_bytes: int = 1 * MIB
     """The msgpack part of a message: 16 bytes a handle, so tens of thousands of handles."""
 
-    max_frames: int = 4096
-    """Frames of one message: the longest message in frames of 64 KiB."""
+    max_frames: int = 8192
+    """Frames of one message: twice what the longest message takes in frames of 64 KiB."""
 
     max_partial_messages: int = 64
     """Messages of one peer that may be under assembly at once; one more drops the one that waited longest."""

@@ -1,0 +1,120 @@
+"""docs/protocol.md says what the code does: its tables and its bytes are compared with the real ones."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import torch
+from tests.unit.wire.test_messages import BODIES
+
+from awfulowl.limits import DEFAULT, GIB, MIB
+from awfulowl.wire.codec import ALIGNMENT, DTYPES, decode, encode
+from awfulowl.wire.frames import FRAME_HEADER_BYTES, Assembler, frames
+from awfulowl.wire.messages import PROTOCOL, Apply, Body, DeviceBody, OwnerBody, Request, Term, verb
+from awfulowl.wire.session import DeviceState, OwnerState, Timing
+from awfulowl.wire.session.line import BEAT_BYTES
+
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
+BODY = Apply(slices=(b"b" * 16,), terms=(Term(rows=(b"a" * 16,), slices=(b"b" * 16,)),))
+
+
+def section(title: str) -> str:
+    """The text between a heading and the next one of its rank."""
+    found = re.search(rf"^(#+) {title}\n(.*?)(?=^#{{1,2}} |\Z)", DOCUMENT, re.MULTILINE | re.DOTALL)
+    assert found is not None, title
+    return found[2]
+
+
+def rows(title: str) -> list[list[str]]:
+    """The rows of the tables in a section, headings and rules left out."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for at, row in enumerate(cells) if not set("".join(row)) <= set("- ") and not is_heading(cells, at)]
+
+
+def is_heading(cells: list[list[str]], at: int) -> bool:
+    return at + 1 < len(cells) and set("".join(cells[at + 1])) <= set("- ")
+
+
+def shown(value: int) -> str:
+    """A number as the table of limits writes it."""
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB")):
+        if value >= unit and value % unit == 0:
+            return f"{value // unit} {name}"
+    return f"{value:,}"
+
+
+def dump(data: bytes) -> str:
+    """Bytes in rows of 16, as hexadecimal and as text."""
+    lines = []
+    for start in range(0, len(data), 16):
+        part = data[start : start + 16]
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
+        lines.append(f"{start:04x}  {part.hex(' '):<47}  {text}")
+    return "\n".join(lines)
+
+
+def request() -> bytes:
+    pieces = encode(b"S" * 16, 1, BODY, [torch.tensor([[1.0, -2.0]])], DEFAULT)
+    return next(frames(pieces, 5, DEFAULT.chunk_bytes))
+
+
+def test_the_bytes_shown_are_those_that_are_sent() -> None:
+    block = re.search(r"```text\n(.*?)```", section("A request, byte by byte"), re.DOTALL)
+    assert block is not None
+    assert [line.rstrip() for line in block[1].splitlines()] == [line.rstrip() for line in dump(request()).splitlines()]
+
+
+def test_the_places_named_are_where_the_fields_begin() -> None:
+    frame = request()
+    named = {row[0]: int(row[0], 16) for row in rows("A request, byte by byte")}
+    begins = [b"OWF", b"\xc8", frame[32:40], b"OWL", b"\x84\xa7session", b"\xa2id", b"\xa4body", b"\xa6slices"]
+    begins += [b"\xa5terms", b"\xa7tensors", b"\0", b"\0\0\x80?"]
+    assert [frame[place : place + len(begin)] for place, begin in zip(named.values(), begins, strict=True)] == begins
+
+
+def test_the_bytes_shown_can_be_read() -> None:
+    message = Assembler(DEFAULT).feed(request())
+    assert message is not None
+    header, (tensor,) = decode(message, DEFAULT)
+    assert header.body == BODY
+    assert tensor.tolist() == [[1.0, -2.0]]
+
+
+def test_every_limit_is_in_the_table_with_its_default() -> None:
+    documented = {row[0].strip("`"): row[1] for row in rows("Limits")}
+    assert documented == {field.name: shown(getattr(DEFAULT, field.name)) for field in dataclasses.fields(DEFAULT)}
+
+
+def test_every_verb_is_in_the_table_with_its_sender_its_fields_and_whether_it_changes() -> None:
+    documented = {row[0].strip("`"): (row[1], re.findall(r"\w+", row[2]), row[5] == "yes") for row in rows("Verbs")}
+
+    def sender(body: Body) -> str:
+        both = isinstance(body, OwnerBody) and isinstance(body, DeviceBody)
+        return "both" if both else "owner" if isinstance(body, OwnerBody) else "device"
+
+    assert documented == {
+        verb(body): (sender(body), list(body.__struct_fields__), isinstance(body, Request) and body.changes)
+        for body in BODIES.values()
+    }
+
+
+def test_every_state_and_type_is_named() -> None:
+    assert {state.name for state in (*OwnerState, *DeviceState)} <= set(re.findall(r"[A-Z]{4,}", section("States")))
+    assert all(f"`{name}`" in section("Messages") for name in DTYPES)
+
+
+def test_the_numbers_of_the_text_are_those_of_the_code() -> None:
+    timing = Timing()
+    assert f"Version **{PROTOCOL}**" in DOCUMENT
+    assert FRAME_HEADER_BYTES == ALIGNMENT == 64
+    assert f"{BEAT_BYTES} bytes:" in section("Heartbeats")
+    silence = section("Silence and lease")
+    for name, value in dataclasses.asdict(timing).items():
+        assert f"`{name}` ({value:g} s)" in silence
+
+
+def test_every_link_inside_leads_somewhere() -> None:
+    titles = re.findall(r"^#+ (.*)$", DOCUMENT, re.MULTILINE)
+    anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in titles}
+    assert set(re.findall(r"\(#([^)]*)\)", DOCUMENT)) <= anchors
