@@ -59,7 +59,7 @@ def test_kills_lies_and_returns(fleet):
     serve(5)
     assert fleet.statistics["requests_lost"] == 0
     assert fleet.statistics["lies_caught"] >= 1
-    assert fleet.lies_told("d3") >= 1
+    assert fleet.lies_told("d3").used >= 1
     assert all(standing is not Standing.QUARANTINED for name, standing in fleet.standing.items() if name != "d3")
     state = fleet.gather(scattered)
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())

@@ -139,6 +139,7 @@ class Fleet:
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
+        """Let the next requests follow another policy."""
         self._engine.policy = policy
 
     @property

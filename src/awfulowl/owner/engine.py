@@ -192,7 +192,7 @@ class Engine:
 
     def _receive(self, name: str, channel: Channel, payload: bytes) -> None:
         peer = self.peers.get(name)
-        if peer is None:
+        if peer is None or peer.violations > self.policy.max_violations:
             return
         self.ledger.bytes_received += len(payload)
         if channel is Channel.HEARTBEAT:

@@ -79,7 +79,8 @@ async def gather(
         for member in panel.members
     }
     for part in parts:
-        clone = copy.deepcopy(part.target.module)
+        # Contiguous, or the products of a channels-last convolution would be copies instead of views.
+        clone = copy.deepcopy(part.target.module).to(memory_format=torch.contiguous_format)
         path = part.target.name
         with torch.no_grad():
             for product in part.target.adapter.products(clone, unfold=part.unfold):
