@@ -95,6 +95,10 @@ class Capacity:
         """Return how many columns a device holds at most, dealt evenly."""
         return math.ceil(self.rules.replicas * columns / len(self.devices))
 
+    def unevenness(self, columns: int) -> float:
+        """Return the work of the busiest device over the mean of those that have work."""
+        return math.ceil(columns / len(self.devices)) * min(columns, len(self.devices)) / columns
+
     def grade(self, columns: int) -> int:
         """Return 3 with room for failover, 2 without, 1 where one slice is more than the share, 0 if nothing fits."""
         if self.allot(columns) is None:

@@ -17,7 +17,10 @@ AUTO_BLOCKS: Final = 64
 """The largest layer gets at least this many blocks."""
 
 _COLUMNS_PER_DEVICE: Final = 8
-"""Finer cuts than this are not tried for the sake of room: they would multiply handles, not safety."""
+"""Finer cuts than this are not tried for the sake of room or evenness: they would multiply handles, nothing else."""
+
+_EVEN_ENOUGH: Final = 1.05
+"""Work of the busiest device over the mean that is not worth a finer cut."""
 
 
 class Layer(NamedTuple):
@@ -61,8 +64,9 @@ def _blocks(layer: Layer, side: int) -> int:
 def cut(layers: Sequence[Layer], block: tuple[int, int], capacity: Capacity, options: Options) -> Grid:
     """Cut layers that share their input, stacked along the outputs, into blocks of about `block`.
 
-    Columns are made narrower than the block until the rules can be met, with room if possible: narrow columns cost
-    handles only, since a device multiplies all its columns of a layer at once. Columns so few that one of them is
+    Columns are made narrower than the block until the rules can be met, with room if possible, and until all devices
+    have equally many: narrow columns cost handles only, since a device multiplies all its columns of a layer at once.
+    Columns so few that one of them is
     more than the share are the last resort: for a layer with too few inputs, or where no share was asked for.
     Columns wider than the block are taken if no narrower ones can be dealt.
 
@@ -79,16 +83,16 @@ def cut(layers: Sequence[Layer], block: tuple[int, int], capacity: Capacity, opt
 
 
 def _best(grids: Iterable[Grid], capacity: Capacity, fewest: int) -> Grid | None:
-    """Return the grid of the highest grade, then of the smallest share that a device holds; the first of equals."""
-    best, score = None, (1, -1.0)
+    """Return the grid of the highest grade, then the most even, then with least on one device; the first of equals."""
+    best, score = None, (0, 0.0, 0.0)
     for grid in grids:
         columns = len(grid.columns)
-        if columns < fewest:
-            continue
-        found = capacity.grade(columns), -capacity.held(columns) / columns
-        if found > score or (best is None and found == score):
+        grade = capacity.grade(columns) if columns >= fewest else 0
+        found = grade, -capacity.unevenness(columns), -capacity.held(columns) / columns
+        if grade > 0 and (best is None or found > score):
             best, score = grid, found
-        if score[0] == 3 or (score[0] == 2 and columns >= _COLUMNS_PER_DEVICE * len(capacity.devices)):
+        most = _COLUMNS_PER_DEVICE * len(capacity.devices)
+        if (score[0] == 3 and -score[1] <= _EVEN_ENOUGH) or (score[0] >= 2 and columns >= most):
             break
     return best
 
@@ -101,7 +105,9 @@ def _grids(layers: Sequence[Layer], blocks: Iterable[tuple[int, int]]) -> Iterat
 
 
 def _narrower(block: tuple[int, int], inputs: int) -> Iterator[tuple[int, int]]:
-    return ((block[0], width) for width in range(min(block[1], inputs), 0, -1))
+    """Yield ever narrower blocks, of those with equally many columns the one whose columns are most alike."""
+    counts = (math.ceil(inputs / width) for width in range(min(block[1], inputs), 0, -1))
+    return ((block[0], math.ceil(inputs / columns)) for columns in dict.fromkeys(counts))
 
 
 def _wider(block: tuple[int, int], layers: Sequence[Layer]) -> Iterator[tuple[int, int]]:

@@ -81,7 +81,7 @@ class Referee:
         seen = self.ledger.seen_by_domain(panel, device.domain)
         if _beyond(seen, columns, slices_within(self.rules.domain_share, total)):
             return "domain share"
-        if self.rules.separate_neighbours and not seen and self._serves_neighbour(panel, device.domain):
+        if self.rules.separate_neighbours and self._serves_neighbour(panel, device.domain):
             return "separate neighbours"
         return None
 

@@ -6,6 +6,7 @@ from functools import cache
 from itertools import pairwise
 from math import floor
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from awfulowl.blocks.kernels import Convolution
@@ -15,6 +16,9 @@ from awfulowl.placement.options import Options
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.planner import make_plan
 from awfulowl.randomness import Entropy
+
+some = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""Cases of a property, however long one takes."""
 
 CONVOLUTION = Convolution((1, 1), (1, 1), (1, 1))
 

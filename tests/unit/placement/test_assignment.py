@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from tests.unit.placement.fleets import chain, dense, fleet, malformations, plan, violations
+from tests.unit.placement.fleets import chain, dense, fleet, malformations, plan, some, violations
 
 from awfulowl.errors import InputError, RuleError
 from awfulowl.placement.assignment import Assignment
@@ -90,7 +90,8 @@ def test_candidates_have_not_seen_too_much_and_do_not_hold_the_cell() -> None:
 
 def test_who_saw_the_slice_comes_first() -> None:
     """Scattered blocks: holders of another block of the same column learn nothing new from this one."""
-    made, assignment, alive = eight_devices(shape="scattered")
+    made = plan([dense("layer", 32, 128)], fleet(30), block=8, shape="scattered")
+    assignment, alive = Assignment(made), {device.name for device in made.devices}
     column = made.panels[0].cells[0].column
     knowing = {name for cell in made.panels[0].cells if cell.column == column for name in cell.holders} - set(
         made.panels[0].cells[0].holders
@@ -288,7 +289,7 @@ class Fleet(RuleBasedStateMachine):
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+TestFleet.settings = settings(some, max_examples=100, stateful_step_count=25)
 
 
 def test_many_deaths_and_returns_exhaust_the_rules_but_never_break_them() -> None:

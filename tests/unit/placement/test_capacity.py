@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.placement.fleets import fleet
+from tests.unit.placement.fleets import fleet, some
 
 from awfulowl.placement.capacity import Capacity, allot
 from awfulowl.placement.rules import Rules, slices_within
@@ -34,7 +34,7 @@ def possible(count: int, sizes: list[int], replicas: int, device_limit: int, dom
 SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(lambda sizes: sorted(sizes, reverse=True))
 
 
-@settings(max_examples=300)
+@settings(some, max_examples=300)
 @given(st.integers(1, 4), SIZES, st.integers(1, 3), st.integers(1, 3), st.integers(1, 4))
 def test_what_is_allotted_keeps_the_limits(
     count: int, sizes: list[int], replicas: int, device_limit: int, domain_limit: int
@@ -47,6 +47,7 @@ def test_what_is_allotted_keeps_the_limits(
         assert not possible(count, sizes, replicas, device_limit, domain_limit)
 
 
+@some
 @given(st.integers(1, 30), SIZES, st.integers(1, 4))
 def test_without_limits_replicas_stay_at_home_and_everybody_serves(count: int, sizes: list[int], replicas: int) -> None:
     replicas = min(replicas, sum(sizes))
@@ -62,11 +63,25 @@ def test_domains_that_can_take_all_replicas_go_first_where_turns_would_fail() ->
     assert sorted(map(sorted, allot(2, [2, 1, 1], 2, 1, 1) or [])) == [[0, 0], [1, 2]]
 
 
+@pytest.mark.parametrize(
+    ("count", "sizes", "replicas", "device_limit", "domain_limit"),
+    [(4, [4, 3, 1], 2, 1, 2), (8, [4, 4, 2, 2], 3, 2, 3)],
+)
+def test_tight_fleets_are_dealt(
+    count: int, sizes: list[int], replicas: int, device_limit: int, domain_limit: int
+) -> None:
+    """Turns alone fail at the first, and at the second so does breaking into a domain that could take all replicas."""
+    hands = allot(count, sizes, replicas, device_limit, domain_limit)
+    assert hands is not None
+    assert permitted(hands, sizes, replicas, device_limit, domain_limit)
+
+
 def test_what_domains_too_small_leave_over_cannot_be_dealt() -> None:
     """The single device's column would need a second holder in domains that have seen enough."""
     assert allot(5, [2, 2, 1], 2, 3, 2) is None
 
 
+@some
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 4), st.sampled_from([0.2, 0.25, 0.5, 0.75, 1.0]))
 def test_in_one_domain_everything_fits_that_devices_may_see(
     columns: int, devices: int, replicas: int, share: float
@@ -81,6 +96,11 @@ def test_in_one_domain_everything_fits_that_devices_may_see(
 @pytest.mark.parametrize(("columns", "grade"), [(1, 1), (2, 1), (3, 2), (5, 0), (8, 3), (16, 3)])
 def test_grades(columns: int, grade: int) -> None:
     assert Capacity(Rules(2, 3 / 8, 1.0), fleet(8)).grade(columns) == grade
+
+
+@pytest.mark.parametrize(("columns", "unevenness"), [(1, 1.0), (3, 1.0), (4, 1.0), (6, 4 / 3), (8, 1.0), (9, 4 / 3)])
+def test_unevenness_is_the_busiest_over_the_mean(columns: int, unevenness: float) -> None:
+    assert Capacity(Rules(1, 1.0, 1.0), fleet(4)).unevenness(columns) == pytest.approx(unevenness)
 
 
 def test_what_the_rules_forbid_can_still_be_spread() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.placement.fleets import convolution, dense, fleet, some_devices
+from tests.unit.placement.fleets import convolution, dense, fleet, some, some_devices
 
 from awfulowl.errors import RuleError
 from awfulowl.placement.capacity import Capacity
@@ -32,6 +32,7 @@ def test_the_automatic_block_gives_the_largest_layer_64_blocks(outputs: int, inp
     assert block_size(layers, Options()) == (side, side)
 
 
+@some
 @given(st.integers(1, 5000), st.integers(1, 5000))
 def test_the_automatic_block_is_the_largest_with_64_blocks_or_the_smallest(outputs: int, inputs: int) -> None:
     side, _ = block_size([dense("layer", outputs, inputs)], Options())
@@ -58,6 +59,23 @@ def columns_of(layer: Layer, devices: list[Device], **chosen: object) -> int:
 
 def test_a_wide_layer_is_cut_by_the_block() -> None:
     assert columns_of(dense("wide", 4096, 4096), fleet(8)) == 16
+
+
+def test_columns_are_as_alike_as_they_can_be() -> None:
+    devices = fleet(4)
+    rules, _ = choose_rules(Options(), [devices])
+    for inputs, spans in ((64, [16, 16, 16, 16]), (1000, [250, 250, 250, 250]), (27, [7, 7, 7, 6])):
+        grid = cut([dense("layer", 64, inputs)], (256, 256), Capacity(rules, devices), Options())
+        assert [column.span.size for column in grid.columns] == spans
+
+
+@pytest.mark.parametrize(("devices", "inputs", "columns"), [(4, 384, 8), (12, 4096, 23), (8, 25088, 98)])
+def test_wide_layers_are_cut_so_that_devices_have_equally_many_columns(devices: int, inputs: int, columns: int) -> None:
+    """By the block they would have 6, 16 and 98 columns; the last are even enough."""
+    layer, options = dense("wide", 512, inputs), Options(block=64 if inputs == 384 else 256, replicas=1)
+    rules, _ = choose_rules(options, [fleet(devices)])
+    capacity = Capacity(rules, fleet(devices))
+    assert len(cut([layer], block_size([layer], options), capacity, options).columns) == columns
 
 
 def test_a_narrow_layer_is_cut_finer_than_the_block() -> None:
@@ -106,6 +124,7 @@ def test_members_of_a_panel_start_rows_of_their_own() -> None:
     assert [(row.start, row.stop) for row in grid.rows] == [(0, 8), (8, 10), (10, 16), (16, 24), (24, 32)]
 
 
+@some
 @given(st.integers(1, 300), some_devices(), st.integers(1, 3))
 def test_defaults_cut_every_layer_so_that_it_can_be_dealt(inputs: int, devices: list[Device], replicas: int) -> None:
     options = Options(replicas=min(replicas, len(devices)))
@@ -118,6 +137,7 @@ def test_defaults_cut_every_layer_so_that_it_can_be_dealt(inputs: int, devices: 
     assert columns > 1 or not any(capacity.allot(count) for count in finer)
 
 
+@some
 @given(st.integers(200, 3000), st.integers(1, 30))
 def test_layers_have_room_for_a_lost_device_if_any_width_gives_it(inputs: int, devices: int) -> None:
     options = Options()

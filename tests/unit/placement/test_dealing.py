@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.placement.fleets import CONVOLUTION, fleet
+from tests.unit.placement.fleets import CONVOLUTION, fleet, some
 
 from awfulowl.blocks.grid import Grid, make_grid
 from awfulowl.blocks.kernels import Dense
@@ -32,6 +32,7 @@ def deal(grid: Grid, devices: list[Device], rules: Rules, shape: Shape = "column
     return Dealer(referee, Entropy()).deal(0, lot, homes or capacity.spread(len(lot)), devices)
 
 
+@some
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 4))
 def test_in_one_domain_devices_hold_and_lead_equally(columns: int, devices: int, replicas: int) -> None:
     replicas = min(replicas, devices)
@@ -45,6 +46,7 @@ def test_in_one_domain_devices_hold_and_lead_equally(columns: int, devices: int,
         assert max(counts) - min(counts) <= 1
 
 
+@some
 @given(st.integers(1, 30), st.integers(2, 4), st.integers(2, 4), st.integers(1, 3))
 def test_replicas_stay_in_a_domain_that_has_several_devices(
     columns: int, domains: int, members: int, replicas: int
@@ -102,6 +104,7 @@ def test_ragged_layers_even_out_over_the_model() -> None:
     assert held["d0"] == held["d1"]
 
 
+@some
 @given(
     st.sampled_from(["columns", "rows", "rectangles", "scattered"]),
     st.integers(1, 6),
@@ -116,6 +119,7 @@ def test_parcels_are_a_partition_of_the_blocks(shape: Shape, rows: int, columns:
     assert sum(parcel.weights for parcel in lot) == 16 * rows * columns
 
 
+@some
 @given(st.sampled_from(["columns", "rows", "rectangles", "scattered"]), st.integers(1, 8), st.integers(1, 6))
 def test_parcels_of_grouped_convolutions_hold_only_blocks_that_exist(shape: Shape, groups: int, block: int) -> None:
     grid = make_grid((groups * 4, 3, 3, 3), CONVOLUTION, groups, block=block)
@@ -147,6 +151,7 @@ def most_often_first(hands: list[list[str]]) -> int:
     return max(Counter(hand[0] for hand in hands).values())
 
 
+@some
 @given(st.lists(st.sets(st.sampled_from("abcde"), min_size=1, max_size=3), min_size=1, max_size=7))
 def test_no_device_is_first_more_often_than_it_must_be(choices: list[set[str]]) -> None:
     hands = [sorted(choice) for choice in choices]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.placement.fleets import chain, dense, fleet, plan, small_plan
+from tests.unit.placement.fleets import chain, dense, fleet, plan, small_plan, some
 
 from awfulowl.errors import InputError
 from awfulowl.placement.assignment import Assignment
@@ -28,6 +28,7 @@ HISTORIES = st.integers(1, 7).flatmap(
 )
 
 
+@some
 @given(HISTORIES, st.integers(1, 6))
 def test_the_expectation_is_the_mean_over_all_coalitions(case: tuple[int, list[set[int]]], members: int) -> None:
     columns, history = case
@@ -99,6 +100,7 @@ def test_coalitions_are_rounded_up_to_whole_members() -> None:
     assert [(one.share, one.members, one.of) for one in coalitions] == [(0.1, 1, 8), (0.3, 3, 8), (0.5, 4, 8)]
     coalitions = expose(plan(chain(64, 64), fleet(30), block=8)).panels[0].coalitions
     assert [one.members for one in coalitions] == [3, 9, 15]
+    assert expose(plan(chain(64, 64), fleet(100), block=8), shares=(0.55,)).model[0].members == 55
 
 
 def test_everybody_together_sees_everything() -> None:

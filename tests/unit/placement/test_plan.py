@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from rich.console import Console
 from rich.pretty import Pretty
-from tests.unit.placement.fleets import fleet, plan, small_plan, some_layers
+from tests.unit.placement.fleets import fleet, plan, small_plan, some, some_layers
 from torch import nn
 
 from awfulowl.blocks.grid import rectangle
@@ -17,6 +17,7 @@ from awfulowl.placement.cutting import Layer
 from awfulowl.placement.plan import PLAN_VERSION, Cell, Plan, model_digest, weights
 
 
+@some
 @given(some_layers())
 def test_a_plan_survives_msgpack(layers: list[Layer]) -> None:
     made = plan(layers, fleet(5), block=8)
@@ -74,6 +75,7 @@ def test_what_surrounds_a_secret_hides_it_too() -> None:
     assert "d5" not in repr([made.panels[0].cells, {"plan": made}])
 
 
+@some
 @given(some_layers())
 def test_weights_are_those_of_the_rectangle_that_is_cut(layers: list[Layer]) -> None:
     for panel in plan(layers, fleet(3), block=8).panels:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.placement.fleets import chain, fleet, plan, small_plan
+from tests.unit.placement.fleets import chain, fleet, plan, small_plan, some
 
 from awfulowl.errors import PlanError
 from awfulowl.placement import store
@@ -99,7 +99,7 @@ def test_every_truncation_is_found(saved: Path, path: Path) -> None:
         load(path, KEY)
 
 
-@settings(max_examples=200)
+@settings(some, max_examples=200)
 @given(st.binary(max_size=300), st.booleans())
 def test_any_bytes_are_a_plan_or_a_plan_error(saved: Path, junk: bytes, ours: bool) -> None:
     where = saved.with_name("junk.plan")

@@ -13,6 +13,7 @@ from tests.unit.placement.fleets import (
     fleet,
     malformations,
     plan,
+    some,
     some_devices,
     some_layers,
     violations,
@@ -29,7 +30,7 @@ from awfulowl.randomness import Entropy
 SHAPES: list[Shape] = ["columns", "rows", "rectangles", "scattered"]
 
 
-@settings(max_examples=150)
+@settings(some, max_examples=150)
 @given(some_layers(), some_devices(), st.sampled_from(["auto", 1, 5, 16, 64]), st.sampled_from(SHAPES))
 def test_defaults_place_any_model_on_any_fleet(
     layers: list[Layer], devices: list[Device], block: int, shape: Shape
@@ -39,7 +40,7 @@ def test_defaults_place_any_model_on_any_fleet(
     assert violations(made) == []
 
 
-@settings(max_examples=150)
+@settings(some, max_examples=150)
 @given(
     some_layers(),
     some_devices(),
@@ -72,7 +73,7 @@ def test_what_is_asked_for_is_kept_or_refused(
         assert min(len(panel.grid.columns) for panel in made.panels) >= 2
 
 
-@settings(max_examples=50)
+@settings(some, max_examples=50)
 @given(some_layers(), st.integers(1, 14))
 def test_in_one_domain_every_layer_is_dealt_evenly(layers: list[Layer], devices: int) -> None:
     made = plan(layers, fleet(devices), block=8)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.placement.fleets import fleet
+from tests.unit.placement.fleets import fleet, some
 
 from awfulowl.errors import InputError, RuleError
 from awfulowl.placement.ledger import Device, Ledger
@@ -38,11 +38,13 @@ def test_a_share_permits_its_floor_but_at_least_one(share: float, columns: int, 
     assert slices_within(share, columns) == slices
 
 
+@some
 @given(st.integers(1, 99), st.integers(1, 300))
 def test_a_share_in_hundredths_is_exact(hundredths: int, columns: int) -> None:
     assert slices_within(hundredths / 100, columns) == max(1, hundredths * columns // 100)
 
 
+@some
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 400))
 def test_a_share_of_so_many_devices_is_exact(part: int, whole: int, columns: int) -> None:
     assert slices_within(part / whole, columns) == max(1, part * columns // whole)
@@ -126,6 +128,7 @@ def test_small_fleets_relax_the_device_share_and_say_so(devices: int, replicas: 
     assert any(note.startswith("device share relaxed") for note in notes) == (share > STANDARD_SHARE)
 
 
+@some
 @given(st.integers(1, 60), st.integers(1, 5))
 def test_what_is_relaxed_leaves_room_for_one_more_holder_or_is_everything(devices: int, replicas: int) -> None:
     if replicas > devices:

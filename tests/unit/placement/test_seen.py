@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from tests.unit.placement.fleets import some
 
 from awfulowl.placement.ledger import UNKNOWN, Device, Ledger, Sealed
 
@@ -20,6 +21,7 @@ def test_unknown_devices_form_one_domain() -> None:
     assert Device("x").domain == Device("y").domain == UNKNOWN
 
 
+@some
 @given(SIGHTINGS)
 def test_devices_and_domains_have_seen_what_was_recorded(sightings: list[tuple[int, Device, set[int]]]) -> None:
     ledger = Ledger.empty(3)
@@ -33,6 +35,7 @@ def test_devices_and_domains_have_seen_what_was_recorded(sightings: list[tuple[i
             assert ledger.seen_by_domain(panel, device.domain) == set().union(*shared)
 
 
+@some
 @given(SIGHTINGS)
 def test_a_ledger_survives_msgpack(sightings: list[tuple[int, Device, set[int]]]) -> None:
     ledger = Ledger.empty(3)
