@@ -1,8 +1,9 @@
-"""Fixtures for all tests: the embedded broker, where this machine has one."""
+"""What all tests share: the embedded broker, where this machine has one, and no assertion about time."""
 
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from tests.loops import LoopThread
 
@@ -11,6 +12,9 @@ from awfulowl.fabric.base import OWNER
 from awfulowl.fabric.broker import Broker
 from awfulowl.fabric.broker_binary import find_binary, verify_binary
 from awfulowl.fabric.identity import Identity
+
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 class RunningBroker:

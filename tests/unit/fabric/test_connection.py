@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -195,8 +196,20 @@ def test_web_sockets_work(tmp_path: Path, needs_broker: None, scheme: str) -> No
     owner, device = Identity.generate(OWNER), Identity.generate("a")
     web = {"listen": "127.0.0.1:-1", **({"tls": certificates.server()} if scheme == "wss" else {"no_tls": True})}
     with server(tmp_path, {"websocket": web}, [owner, device]) as ports:
-        url = f"{scheme}://localhost:{ports['websocket']}"
-        run(talk(url, owner, device, NatsConfig(ca_file=certificates.certificate)))
+        port = ports["websocket"]
+
+        async def scene() -> None:
+            config = NatsConfig(ca_file=certificates.certificate)
+            await talk(f"{scheme}://localhost:{port}", owner, device, config)
+            # aiohttp takes its time to close TLS after it has said that it is closed.
+            await until(lambda: not connections_to(port))
+
+        run(scene())
+
+
+def connections_to(port: int) -> list[Any]:
+    """The connections of this process to `port` that are not closed."""
+    return [each for each in psutil.Process().net_connections("tcp") if each.raddr and each.raddr.port == port]
 
 
 Scene = Callable[[Link], Awaitable[None]]
