@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import sys
 import threading
@@ -85,9 +86,11 @@ async def _serve(worker: Worker, commands: Iterator[Command]) -> None:
     ended = asyncio.Event()
 
     def listen() -> None:
-        for command in commands:
-            loop.call_soon_threadsafe(_obey, worker, command)
-        loop.call_soon_threadsafe(ended.set)
+        # The loop is closed once the owner has said bye; then nobody is left to command.
+        with contextlib.suppress(RuntimeError):
+            for command in commands:
+                loop.call_soon_threadsafe(_obey, worker, command)
+            loop.call_soon_threadsafe(ended.set)
 
     threading.Thread(target=listen, daemon=True).start()
     work = loop.create_task(worker.run())

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import msgspec
 
@@ -50,8 +50,13 @@ class DeviceProcess:
         arguments = [sys.executable, "-m", "awfulowl.device", "--name", name]
         arguments += ["--identity", str(folder / f"{name}.json")]
         arguments += ["--threads", str(threads), "--memory-bytes", str(memory_bytes)]
+        # A session of its own keeps the terminal's Ctrl-C from it: the fleet says goodbye, then its input ends.
         self._process = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(threads)
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_environment(threads),
+            start_new_session=True,
         )
 
     def enrolment(self) -> Enrolment:
@@ -91,26 +96,32 @@ class DeviceProcess:
         """End the process at once, as a power cut would."""
         self._process.kill()
         self._process.wait()
-        self._close_pipes()
+        _close(self._process.stdin)
+        _close(self._process.stdout)
+
+    def leave(self) -> None:
+        """Let the process end by itself: its standard input ends."""
+        _close(self._process.stdin)
 
     def stop(self) -> None:
-        """End the process: its standard input ends, so it leaves; killed if it does not."""
-        self._close_pipes()
+        """End the process; kill it if it does not leave."""
+        self.leave()
         try:
             self._process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
             self.kill()
-
-    def _close_pipes(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        _close(self._process.stdout)
 
     @property
     def running(self) -> bool:
         """True while the process lives."""
         return self._process.poll() is None
+
+
+def _close(pipe: IO[bytes] | None) -> None:
+    if pipe is not None:
+        with contextlib.suppress(OSError):
+            pipe.close()
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -126,8 +137,10 @@ class LocalFleet(Fleet):
         self._memory_bytes = memory_bytes
         self._broker: Broker | None = None
         loop = LoopThread()
-        self._processes = {device.name: self._start(device.name) for device in devices}
+        self._processes: dict[str, DeviceProcess] = {}
         try:
+            for device in devices:
+                self._processes[device.name] = self._start(device.name)
             keys = {name: process.enrolment().nkey_public for name, process in self._processes.items()}
             owner = Identity.generate(OWNER)
             self._broker = Broker(owner.enrolment.nkey_public, keys)
@@ -137,6 +150,8 @@ class LocalFleet(Fleet):
                 process.tell(Join(self._broker.url))
             self.wait_for_devices()
         except BaseException:
+            for process in self._processes.values():
+                process.kill()  # none has anything yet, and a goodbye would have to wait until it has started
             self._stop_everything(loop)
             raise
 
@@ -185,6 +200,8 @@ class LocalFleet(Fleet):
         self._stop_everything(self._loop)
 
     def _stop_everything(self, loop: LoopThread) -> None:
+        for process in self._processes.values():
+            process.leave()
         for process in self._processes.values():
             process.stop()
         if self._broker is not None:
