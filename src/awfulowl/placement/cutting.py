@@ -19,7 +19,7 @@ AUTO_BLOCKS: Final = 64
 _COLUMNS_PER_DEVICE: Final = 8
 """Finer cuts than this are not tried for the sake of room or evenness: they would multiply handles, nothing else."""
 
-_EVEN_ENOUGH: Final = 1.05
+_EVEN_ENOUGH: Final = 1.1
 """Work of the busiest device over the mean that is not worth a finer cut."""
 
 
@@ -66,9 +66,8 @@ def cut(layers: Sequence[Layer], block: tuple[int, int], capacity: Capacity, opt
 
     Columns are made narrower than the block until the rules can be met, with room if possible, and until all devices
     have equally many: narrow columns cost handles only, since a device multiplies all its columns of a layer at once.
-    Columns so few that one of them is
-    more than the share are the last resort: for a layer with too few inputs, or where no share was asked for.
-    Columns wider than the block are taken if no narrower ones can be dealt.
+    Columns so few that one of them is more than the share are the last resort: for a layer with too few inputs, or
+    where no share was asked for. Columns wider than the block are taken if no narrower ones can be dealt.
 
     Raises:
         RuleError: no width of columns meets the rules.
@@ -85,15 +84,15 @@ def cut(layers: Sequence[Layer], block: tuple[int, int], capacity: Capacity, opt
 def _best(grids: Iterable[Grid], capacity: Capacity, fewest: int) -> Grid | None:
     """Return the grid of the highest grade, then the most even, then with least on one device; the first of equals."""
     best, score = None, (0, 0.0, 0.0)
+    most = _COLUMNS_PER_DEVICE * len(capacity.devices)
     for grid in grids:
         columns = len(grid.columns)
+        if (score[0] == 3 and -score[1] <= _EVEN_ENOUGH) or (score[0] >= 2 and columns > most):
+            break
         grade = capacity.grade(columns) if columns >= fewest else 0
         found = grade, -capacity.unevenness(columns), -capacity.held(columns) / columns
         if grade > 0 and (best is None or found > score):
             best, score = grid, found
-        most = _COLUMNS_PER_DEVICE * len(capacity.devices)
-        if (score[0] == 3 and -score[1] <= _EVEN_ENOUGH) or (score[0] >= 2 and columns >= most):
-            break
     return best
 
 

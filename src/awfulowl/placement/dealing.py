@@ -92,7 +92,7 @@ class Dealer:
         for parcel, home in zip(lot, homes, strict=True):
             hand = []
             for domain, replicas in Counter(home).items():
-                last_round = left[domain] <= len(domains[domain])
+                last_round = left[domain] < len(domains[domain]) + replicas
                 hand += self._ranked(domains[domain], count, last_round=last_round)[:replicas]
                 left[domain] -= replicas
             for device in hand:

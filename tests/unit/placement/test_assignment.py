@@ -7,13 +7,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from tests.unit.placement.fleets import chain, dense, fleet, malformations, plan, some, violations
 
 from awfulowl.errors import InputError, RuleError
 from awfulowl.placement.assignment import Assignment
 from awfulowl.placement.ledger import Device
 from awfulowl.placement.options import Shape
 from awfulowl.placement.plan import Plan
+from tests.unit.placement.fleets import chain, dense, fleet, malformations, plan, some, violations
 
 
 def places(made: Plan) -> list[tuple[int, int]]:

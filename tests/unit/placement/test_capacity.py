@@ -6,10 +6,10 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.placement.fleets import fleet, some
 
 from awfulowl.placement.capacity import Capacity, allot
 from awfulowl.placement.rules import Rules, slices_within
+from tests.unit.placement.fleets import fleet, some
 
 Hands = list[tuple[int, ...]]
 

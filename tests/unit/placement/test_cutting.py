@@ -5,7 +5,6 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.placement.fleets import convolution, dense, fleet, some, some_devices
 
 from awfulowl.errors import RuleError
 from awfulowl.placement.capacity import Capacity
@@ -13,6 +12,7 @@ from awfulowl.placement.cutting import Layer, block_size, cut
 from awfulowl.placement.ledger import Device
 from awfulowl.placement.options import Options
 from awfulowl.placement.rules import Rules, choose_rules, slices_within
+from tests.unit.placement.fleets import convolution, dense, fleet, some, some_devices
 
 
 @pytest.mark.parametrize(
@@ -69,10 +69,10 @@ def test_columns_are_as_alike_as_they_can_be() -> None:
         assert [column.span.size for column in grid.columns] == spans
 
 
-@pytest.mark.parametrize(("devices", "inputs", "columns"), [(4, 384, 8), (12, 4096, 23), (8, 25088, 98)])
+@pytest.mark.parametrize(("devices", "inputs", "columns"), [(4, 384, 8), (12, 4096, 22), (8, 100, 15), (8, 25088, 98)])
 def test_wide_layers_are_cut_so_that_devices_have_equally_many_columns(devices: int, inputs: int, columns: int) -> None:
-    """By the block they would have 6, 16 and 98 columns; the last are even enough."""
-    layer, options = dense("wide", 512, inputs), Options(block=64 if inputs == 384 else 256, replicas=1)
+    """By the block they would have 6, 16, 12 and 98 columns; the last are even enough."""
+    layer, options = dense("wide", 512, inputs), Options(block={384: 64, 100: 9}.get(inputs, 256), replicas=1)
     rules, _ = choose_rules(options, [fleet(devices)])
     capacity = Capacity(rules, fleet(devices))
     assert len(cut([layer], block_size([layer], options), capacity, options).columns) == columns

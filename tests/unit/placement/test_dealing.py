@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.placement.fleets import CONVOLUTION, fleet, some
 
 from awfulowl.blocks.grid import Grid, make_grid
 from awfulowl.blocks.kernels import Dense
@@ -17,6 +16,7 @@ from awfulowl.placement.ledger import Device, Ledger
 from awfulowl.placement.options import Shape
 from awfulowl.placement.rules import Referee, Rules
 from awfulowl.randomness import Entropy
+from tests.unit.placement.fleets import CONVOLUTION, fleet, some
 
 
 def grid_of(rows: int, columns: int) -> Grid:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.placement.fleets import chain, dense, fleet, plan, small_plan, some
 
 from awfulowl.errors import InputError
 from awfulowl.placement.assignment import Assignment
 from awfulowl.placement.exposure import Exposure, expose, seen_by_coalition
 from awfulowl.placement.plan import Plan
+from awfulowl.randomness import Entropy
+from tests.unit.placement.fleets import chain, dense, fleet, plan, small_plan, some
 
 
 def seen_by(history: list[set[int]], columns: int, members: tuple[int, ...]) -> float:
@@ -45,8 +46,8 @@ def history_of(made: Plan, panel: int) -> list[set[int]]:
 
 def test_random_coalitions_see_what_is_expected() -> None:
     """Monte Carlo over a real plan with a history: within five standard errors of the exact figure."""
-    made = plan([dense("layer", 32, 256)], fleet(12), block=8)
-    assignment = Assignment(made)
+    made = plan([dense("layer", 32, 256)], fleet(12), 1, block=8)
+    assignment = Assignment(made, Entropy(2))
     alive = {device.name for device in made.devices} - {"d1", "d7"}
     for cell in range(len(made.panels[0].cells)):
         if len(assignment.holders(0, cell, alive)) < 2:
@@ -87,9 +88,9 @@ def test_without_churn_the_projection_is_today() -> None:
 def test_whole_columns_show_less_than_scattered_blocks() -> None:
     """Four rows of blocks: a share f of the devices sees about f of the columns, or 1 - (1 - f)^4 of scattered ones."""
     layers = [dense("layer", 32, 512)]
-    columns = expose(plan(layers, fleet(20), block=8, replicas=1)).model[1].seen
-    scattered = expose(plan(layers, fleet(20), block=8, replicas=1, shape="scattered")).model[1].seen
-    rows = expose(plan(layers, fleet(20), block=8, replicas=1, shape="rows")).model[1].seen
+    columns = expose(plan(layers, fleet(20), 1, block=8, replicas=1)).model[1].seen
+    scattered = expose(plan(layers, fleet(20), 1, block=8, replicas=1, shape="scattered")).model[1].seen
+    rows = expose(plan(layers, fleet(20), 1, block=8, replicas=1, shape="rows")).model[1].seen
     assert columns == pytest.approx(0.3)
     assert scattered == pytest.approx(1 - 0.7**4, abs=0.05)
     assert rows > 0.6

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from rich.console import Console
 from rich.pretty import Pretty
-from tests.unit.placement.fleets import fleet, plan, small_plan, some, some_layers
 from torch import nn
 
 from awfulowl.blocks.grid import rectangle
 from awfulowl.placement.cutting import Layer
 from awfulowl.placement.plan import PLAN_VERSION, Cell, Plan, model_digest, weights
+from tests.unit.placement.fleets import fleet, plan, small_plan, some, some_layers
 
 
 @some

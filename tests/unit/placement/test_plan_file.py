@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.placement.fleets import chain, fleet, plan, small_plan, some
 
 from awfulowl.errors import PlanError
 from awfulowl.placement import store
 from awfulowl.placement.store import KEY_BYTES, MAGIC, fleet_key, load, save
+from tests.unit.placement.fleets import chain, fleet, plan, small_plan, some
 
 KEY = bytes(range(32))
 

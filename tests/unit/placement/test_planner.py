@@ -6,6 +6,14 @@ from itertools import pairwise
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+
+from awfulowl.errors import InputError, ModelError, RuleError
+from awfulowl.placement.cutting import Layer
+from awfulowl.placement.ledger import Device
+from awfulowl.placement.options import Options, Shape
+from awfulowl.placement.plan import Plan
+from awfulowl.placement.planner import make_plan
+from awfulowl.randomness import Entropy
 from tests.unit.placement.fleets import (
     chain,
     convolution,
@@ -18,14 +26,6 @@ from tests.unit.placement.fleets import (
     some_layers,
     violations,
 )
-
-from awfulowl.errors import InputError, ModelError, RuleError
-from awfulowl.placement.cutting import Layer
-from awfulowl.placement.ledger import Device
-from awfulowl.placement.options import Options, Shape
-from awfulowl.placement.plan import Plan
-from awfulowl.placement.planner import make_plan
-from awfulowl.randomness import Entropy
 
 SHAPES: list[Shape] = ["columns", "rows", "rectangles", "scattered"]
 
@@ -229,8 +229,8 @@ def test_positions_pass_through() -> None:
 @pytest.mark.parametrize("devices", [2, 3, 5, 7, 8])
 @pytest.mark.parametrize("width", [96, 100])
 def test_a_deep_model_is_even(devices: int, width: int) -> None:
-    """Layers of 12 columns, whole or with a ragged one, over devices that may not divide them: the rest goes round."""
-    made = plan(chain(*[width] * 12), fleet(devices), block=-(-width // 12))
+    """Columns that the devices may not divide, with or without a ragged one: the rest goes round."""
+    made = plan(chain(*[width] * 12), fleet(devices), seed=1, block=-(-width // 12))
     held: Counter[str] = Counter()
     first: Counter[str] = Counter()
     for panel in made.panels:
@@ -239,8 +239,7 @@ def test_a_deep_model_is_even(devices: int, width: int) -> None:
             for name in cell.holders:
                 held[name] += panel.grid.columns[cell.column].span.size
     assert max(held.values()) - min(held.values()) <= 9
-    if width == 96:
-        assert max(first.values()) - min(first.values()) <= 2
+    assert max(first.values()) - min(first.values()) <= 3
 
 
 def test_the_secret_order_and_the_handles_come_from_the_entropy() -> None:

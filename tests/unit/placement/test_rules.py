@@ -5,7 +5,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.placement.fleets import fleet, some
 
 from awfulowl.errors import InputError, RuleError
 from awfulowl.placement.ledger import Device, Ledger
@@ -19,6 +18,7 @@ from awfulowl.placement.rules import (
     domain_sizes,
     slices_within,
 )
+from tests.unit.placement.fleets import fleet, some
 
 
 @pytest.mark.parametrize(

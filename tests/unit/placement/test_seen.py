@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from tests.unit.placement.fleets import some
 
 from awfulowl.placement.ledger import UNKNOWN, Device, Ledger, Sealed
+from tests.unit.placement.fleets import some
 
 DEVICES = [Device("one", "a"), Device("two", "a"), Device("three", "b"), Device("four")]
 SIGHTINGS = st.lists(

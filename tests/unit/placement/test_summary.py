@@ -2,11 +2,11 @@
 
 import msgspec
 import pytest
-from tests.unit.placement.fleets import chain, convolution, dense, fleet, plan, small_plan
 
 from awfulowl.placement.options import Options, Shape
 from awfulowl.placement.planner import make_plan
 from awfulowl.placement.summary import Summary, summarise
+from tests.unit.placement.fleets import chain, convolution, dense, fleet, plan, small_plan
 
 
 def test_a_dense_layer_in_columns() -> None:
