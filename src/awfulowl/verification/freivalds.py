@@ -28,13 +28,13 @@ a dominant product that comes first (√(3/2)), mantissas that are all near a po
 
 Not covered: sums whose order is against us in every output. Products that are all equal err in one direction
 (constant inputs on constant weights); thousands of one sign and then thousands of the other make partial sums larger
-than Q or y tells. One after the other, 256 of either are accepted, 4096 are not. Nor are samples so small that
-float32 loses bits (sums below 10⁻³⁸). And devices have to keep to float32: TF32, half precision and Winograd's
-transform look like lies.
+than Q or y tells. Added one after the other, dozens of either pass, hundreds may not. Nor are samples so small that
+float32 loses bits (sums below 10⁻³⁸). And devices have to keep to float32: half precision and TF32 look like lies.
 
 The design started from z u √(v x² + (r y)²) with z = 32, which is this τ at n = 167. It lacked two things. Honest
-errors grow like √n: 25,088 products added one after the other stray to 30 u √(...) in the mean, so 32 rejects half of
-them. And (r y)² is as large as r² y² only on average: where r y happens to be near 0, the roundings of y are not.
+errors grow like √n: of answers that add 25,088 products one after the other 32 rejects three quarters, and a quarter
+of those that PyTorch's CPU gives to single samples. And (r y)² is as large as r² y² only on average: where r y happens
+to be near 0, the roundings of y are not.
 
 **Why lies do not pass.** Let the answer be off by e, for reasons that do not depend on the secrets, and
 ε = τ*/|e| with τ*² = E_r τ² = z² κ u² (n + 3)/3 Σ_i (Q_i + y_i²). Write r = g e/|e| + h, with g and h independent. The
@@ -43,11 +43,12 @@ the density of g is at most 1/√(2π), and E τ(h) ≤ τ* √(1 − α²). So 
 
     √(2/π) ε √(1 − α²)/(1 − ε α)  ≤  √(2/π) ε / √(1 − ε²),
 
-which is (0.8 τ*/|e|)^k for k vectors and ε ≤ 0.07, exact for τ that does not depend on r. With positions, e is a matrix
-E, and rᵀ (E Eᵀ − τ-form) r ≤ 0 has by Chernoff's bound at most the probability 2 ε/(1 + ε²) whatever the shape of E,
-(2 τ*/|e|)^k; a lie of rank one still has 0.8. Both hold for outputs and tiles that are claimed large on purpose:
-y is in τ as claimed, but τ grows by z u √(κ (n + 3)/3) ≤ 10⁻⁴ of what |e| grows by. In short, with |Q| ≈ |y|² a
-relative lie |e|/|y| is found where it is well above 2 · 10⁻⁷ √n, and smaller ones are of the size of rounding.
+which is (0.8 τ*/|e|)^k for k vectors and ε ≤ 0.07, and nearly attained. In a convolution e is a matrix E, outputs by
+positions. The lie passes if rᵀ (E Eᵀ − T) r ≤ 0, where rᵀ T r = τ², and by Chernoff's bound that has at most the
+probability 2 ε/(1 + ε²), whatever the shape of E: (2 τ*/|e|)^k. Lies in one channel still have 0.8.
+
+y stands in τ as the device claims it, which buys nothing: τ grows by z u √(κ (n + 3)/3) < 10⁻⁴ of what |e| grows by.
+With Q as large as y², lies are found from a relative size |e|/|y| well above 2 · 10⁻⁷ √n; smaller ones are rounding.
 
 Answers that are not finite never pass. A device that learns whether it passed learns a little about r, so `renew`
 after every failure and on a schedule, and do not tell it at once.
