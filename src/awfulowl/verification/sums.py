@@ -164,7 +164,9 @@ class _Buffers(threading.local):
             return torch.empty(*shape, dtype=dtype)  # one large sample: not worth keeping
         held = self._held.get((name, dtype))
         if held is None or held.numel() < count:
-            held = self._held[name, dtype] = torch.empty(count, dtype=dtype)
+            # A buffer made in inference mode could not be written outside of it.
+            with torch.inference_mode(mode=False):
+                held = self._held[name, dtype] = torch.empty(count, dtype=dtype)
         return held[:count].view(shape)
 
 

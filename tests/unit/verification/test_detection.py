@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from tests.unit.verification.shapes import Layer, convolution, dense
 from torch import Tensor
 
 from awfulowl.blocks.grid import rectangle, take
@@ -14,6 +13,7 @@ from awfulowl.blocks.kernels import product
 from awfulowl.randomness import Entropy
 from awfulowl.verification.freivalds import VECTORS, Check, Z
 from awfulowl.verification.rounding import miss_bound
+from tests.unit.verification.shapes import Layer, convolution, dense
 
 DRAWS = 2000
 """Sets of secrets that each lie is told to."""

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.verification.shapes import Layer, convolution, dense, layers, slow_measure, some, terms
 
 from awfulowl.blocks.grid import make_grid, rectangle, take
 from awfulowl.blocks.kernels import Dense, product
@@ -15,6 +14,7 @@ from awfulowl.errors import InputError, ModelError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.freivalds import Check, Z
 from awfulowl.verification.rounding import variance
+from tests.unit.verification.shapes import Layer, convolution, dense, layers, slow_measure, some, terms
 
 
 def check_of(layer: Layer, seed: int = 3, **options: object) -> Check:

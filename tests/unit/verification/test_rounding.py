@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.verification.shapes import some
 from torch import Tensor
 
 from awfulowl.results import wilson
 from awfulowl.verification.rounding import MEAN_SQUARE, UNIT_ROUNDOFF, miss_bound, variance
+from tests.unit.verification.shapes import some
 
 
 def one_after_the_other(x: Tensor, weights: Tensor) -> Tensor:

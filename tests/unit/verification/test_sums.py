@@ -1,17 +1,18 @@
 """The fast sums: equal to those written out, whatever the shape, the chunk, the scale and the type."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.verification.shapes import Layer, convolution, dense, layers, slow_measure, some
 
 from awfulowl.randomness import Entropy
 from awfulowl.verification import sums as module
 from awfulowl.verification.sums import Sums, sums
 from awfulowl.verification.vectors import Keeping, Vectors
+from tests.unit.verification.shapes import Layer, convolution, dense, layers, slow_measure, some
 
 LARGEST_SCALE, SMALLEST_SCALE = 1e18, 1e-18
 
@@ -123,3 +124,33 @@ def test_buffers_are_not_kept_for_large_samples(monkeypatch: pytest.MonkeyPatch)
     layer = dense(9, 20, 4)
     assert_measures(layer, layer.y)
     assert all(held.numel() <= 10 for held in module._BUFFERS._held.values())
+
+
+def test_inference_mode_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BUFFERS", module._Buffers())
+    layer = dense(9, 20, 4)
+    with torch.inference_mode():
+        inside = measure(layer, layer.y)
+    outside = measure(layer, layer.y)
+    with torch.inference_mode():
+        again = measure(layer, layer.y)
+    for one, two, three in zip(inside, outside, again, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+
+
+def test_gradients_are_not_followed() -> None:
+    layer = dense(9, 20, 4)
+    x, y = layer.x.clone().requires_grad_(), layer.y.clone().requires_grad_()
+    result = sums(layer.grid.kernel, secrets_of(layer), x, y)
+    assert not result.residue.requires_grad
+    assert not result.energy.requires_grad
+
+
+def test_threads_do_not_share_buffers() -> None:
+    layer = convolution((6, 4, 3), (40,), 64)
+    expected = measure(layer, layer.y)
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: measure(layer, layer.y), range(40)):
+            assert torch.equal(result.residue, expected.residue)
+            assert torch.equal(result.energy, expected.energy)

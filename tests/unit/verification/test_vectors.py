@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.verification.shapes import Layer, convolution, dense, layers, some
 
 from awfulowl.blocks.grid import make_grid
 from awfulowl.blocks.kernels import Dense, product
@@ -12,6 +11,7 @@ from awfulowl.errors import InputError, ModelError
 from awfulowl.randomness import Entropy
 from awfulowl.verification import vectors
 from awfulowl.verification.vectors import Keeping, project, reached
+from tests.unit.verification.shapes import Layer, convolution, dense, layers, some
 
 
 def keeping(layer: Layer, apart: list[list[int]] | None = None, count: int = 3, seed: int = 1) -> Keeping:
