@@ -1,6 +1,7 @@
 """Every bound on what a peer may send or cost, by name, with its unit and its reason."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -14,8 +15,9 @@ class Limits:
     max_payload_bytes: int = 8 * MIB
     """One frame on the fabric. NATS advises against more than 8 MB."""
 
-    chunk_bytes: int = 1 * MIB
-    """Frames that we send. Throughput is flat from 1 MiB on (`benchmarks/fabric.py`)."""
+    chunk_bytes: int = 256 * KIB
+    """Frames that we send. Larger ones are not faster (`benchmarks/fabric.py`), and the broker passes a frame on only
+    when it has the whole of it."""
 
     max_message_bytes: int = 256 * MIB
     """One message, whole. A 4096 x 16384 float32 sheet fits."""
@@ -64,6 +66,10 @@ class Limits:
 
     device_memory_bytes: int = 64 * GIB
     """Weights that a device accepts from its owner, unless it is started with less."""
+
+    def fitting(self, max_payload_bytes: int) -> Self:
+        """Return these limits with chunks that fit what a link takes."""
+        return replace(self, chunk_bytes=min(self.chunk_bytes, max_payload_bytes))
 
 
 DEFAULT = Limits()

@@ -71,7 +71,8 @@ class Worker:
         self._offer = offer
         self._executor = executor
         self._store = Store(limits, offer.memory_bytes, offer.accelerator)
-        self._session = DeviceSession(name, limits, SYSTEM, offer.memory_bytes, offer.threads)
+        self._limits = limits
+        self._session = self._new_session(limits)
         self._queue: asyncio.Queue[Requested] = asyncio.Queue()
         self._cancelled: set[int] = set()
         self._outbox: asyncio.Queue[Sequence[bytes]] = asyncio.Queue()
@@ -84,6 +85,7 @@ class Worker:
             AwfulOwlError: the fabric cannot be joined, or is lost for good.
         """
         link = await self._fabric.device(self.name, self._receive)
+        self._session = self._new_session(self._limits.fitting(link.max_payload_bytes))
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
@@ -97,6 +99,9 @@ class Worker:
         finally:
             self._store.clear()
             await link.close()
+
+    def _new_session(self, limits: Limits) -> DeviceSession:
+        return DeviceSession(self.name, limits, SYSTEM, self._offer.memory_bytes, self._offer.threads)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -66,6 +66,7 @@ class Engine:
     async def start(self) -> None:
         """Join the fabric and begin to listen."""
         self._link = await self._fabric.owner(self._receive)
+        self.limits = self.limits.fitting(self._link.max_payload_bytes)
         self.spawn(self._pulse())
 
     async def close(self) -> None:

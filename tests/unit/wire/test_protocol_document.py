@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tests.unit.wire.test_messages import BODIES
 
-from awfulowl.limits import DEFAULT, GIB, MIB
+from awfulowl.limits import DEFAULT, GIB, KIB, MIB
 from awfulowl.wire.codec import ALIGNMENT, DTYPES, decode, encode
 from awfulowl.wire.frames import FRAME_HEADER_BYTES, Assembler, frames
 from awfulowl.wire.messages import PROTOCOL, Apply, Body, DeviceBody, OwnerBody, Request, Term, verb
@@ -36,11 +36,12 @@ def is_heading(cells: list[list[str]], at: int) -> bool:
     return at + 1 < len(cells) and set("".join(cells[at + 1])) <= set("- ")
 
 
-def shown(value: int) -> str:
-    """A number as the table of limits writes it."""
-    for unit, name in ((GIB, "GiB"), (MIB, "MiB")):
+def shown(name: str, value: int) -> str:
+    """A limit as the table writes it."""
+    units = ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")) if name.endswith("_bytes") else ()
+    for unit, word in units:
         if value >= unit and value % unit == 0:
-            return f"{value // unit} {name}"
+            return f"{value // unit} {word}"
     return f"{value:,}"
 
 
@@ -83,7 +84,7 @@ def test_the_bytes_shown_can_be_read() -> None:
 
 def test_every_limit_is_in_the_table_with_its_default() -> None:
     documented = {row[0].strip("`"): row[1] for row in rows("Limits")}
-    assert documented == {field.name: shown(getattr(DEFAULT, field.name)) for field in dataclasses.fields(DEFAULT)}
+    assert documented == {field.name: shown(field.name, getattr(DEFAULT, field.name)) for field in dataclasses.fields(DEFAULT)}
 
 
 def test_every_verb_is_in_the_table_with_its_sender_its_fields_and_whether_it_changes() -> None:
