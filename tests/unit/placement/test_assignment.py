@@ -117,6 +117,15 @@ def domain_of(made: Plan, name: str) -> str:
     return next(device.domain for device in made.devices if device.name == name)
 
 
+def test_room_in_the_panel_comes_before_load_elsewhere() -> None:
+    made = plan([dense("small", 8, 64), dense("large", 64, 512)], fleet(4), block=8, share=1.0)
+    assignment = Assignment(made)
+    assignment.add(Device("new"))
+    for cell in range(len(made.panels[1].cells)):
+        assignment.assign(1, cell, "new")
+    assert assignment.candidates(0, 0, {"new", *(device.name for device in made.devices)})[0] == "new"
+
+
 def test_ties_are_left_to_chance() -> None:
     firsts = {eight_devices(seed=1)[1].candidates(0, 0, {f"d{number}" for number in range(8)})[0] for _ in range(60)}
     assert len(firsts) > 2

@@ -93,6 +93,14 @@ def test_a_single_input_is_one_column() -> None:
     assert columns_of(convolution("first", 64, 1), fleet(8), share=0.5) == 1
 
 
+def test_groups_are_joined_beyond_the_block_where_single_ones_cannot_be_dealt() -> None:
+    """Seven devices may see one of four columns each, which is no two replicas of all; of two columns it is."""
+    layer, options = convolution("grouped", 20, 4, groups=4), Options(block=8)
+    rules, _ = choose_rules(options, [fleet(7)])
+    grid = cut([layer], (8, 8), Capacity(rules, fleet(7)), options)
+    assert [column.groups for column in grid.columns] == [2, 2]
+
+
 def test_strict_refuses_a_single_input_and_says_what_to_do() -> None:
     with pytest.raises(RuleError, match=r"first has a single input.*keep=\('first',\)"):
         columns_of(convolution("first", 64, 1), fleet(30, domains=6), strict=True)
@@ -157,4 +165,4 @@ def test_room_is_a_column_more_for_each_device_and_everything_without_one() -> N
 
 def test_room_is_not_sought_by_dust() -> None:
     """A share just above what is dealt would take thousands of columns; the block's own columns are taken."""
-    assert columns_of(dense("wide", 512, 4096), fleet(8), share=0.2501) == 16
+    assert columns_of(dense("wide", 512, 24576), fleet(8), share=0.2501) == 96

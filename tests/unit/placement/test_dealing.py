@@ -91,6 +91,15 @@ def test_replicas_pair_up_anew_so_that_a_lost_device_burdens_many() -> None:
     assert set(pairs) == {frozenset(pair) for pair in itertools.combinations((device.name for device in fleet(5)), 2)}
 
 
+def test_they_do_so_too_when_devices_hold_unequally_much() -> None:
+    referee = Referee(Rules(2, 1.0, 1.0), Ledger.empty(2), [("uneven", 1), ("layer", 60)], [])
+    dealer = Dealer(referee, Entropy())
+    dealer.deal(0, parcels(grid_of(1, 1), [0], "columns", devices=6), [(0, 0)], fleet(6))
+    hands = dealer.deal(1, parcels(grid_of(1, 60), range(60), "columns", devices=6), [(0, 0)] * 60, fleet(6))
+    pairs = {frozenset(hand) for hand in hands if {"d0", "d1"} & set(hand)}
+    assert len(pairs) > 5
+
+
 def test_ragged_layers_even_out_over_the_model() -> None:
     """Three columns on two devices, many times: whoever got two in one layer gets one in the next."""
     layers = 10
