@@ -12,13 +12,13 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from fuzz.wire_corpus import LIMITS, Ends, corpus, resealed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from awfulowl.errors import ProtocolError
 from awfulowl.wire.codec import decode, encode
 from awfulowl.wire.frames import Assembler
+from fuzz.wire_corpus import LIMITS, Ends, corpus, resealed
 
 CORPUS = Path(__file__).parent / "corpus"
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
-from tests.loops import LoopThread
 
 from awfulowl.errors import BrokerError
 from awfulowl.fabric.base import OWNER
 from awfulowl.fabric.broker import Broker
 from awfulowl.fabric.broker_binary import find_binary, verify_binary
 from awfulowl.fabric.identity import Identity
+from tests.loops import LoopThread
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")

@@ -4,6 +4,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import awfulowl as owl
 from awfulowl.errors import ClosedError, InputError, ModelError, PlanError, ScatteredError
-from awfulowl.placement.options import Options
+from awfulowl.placement.options import Options, Shape
 from awfulowl.placement.request import plan_model
 from awfulowl.placement.survey import call_with
 from tests.simulated.memory_fleet import MemoryFleet, memory_fleet
@@ -48,7 +49,7 @@ SIZES = st.integers(1, 40)
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_linear(fleet, data):
+def test_linear(fleet: MemoryFleet, data: st.DataObject) -> None:
     inputs, outputs = data.draw(SIZES), data.draw(SIZES)
     lead = data.draw(st.lists(st.integers(1, 4), max_size=2))
     model = nn.Linear(inputs, outputs, bias=data.draw(st.booleans()))
@@ -57,7 +58,7 @@ def test_linear(fleet, data):
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_convolutions(fleet, data):
+def test_convolutions(fleet: MemoryFleet, data: st.DataObject) -> None:
     dimensions = data.draw(st.sampled_from([1, 2]))
     groups = data.draw(st.sampled_from([1, 1, 2, 3, 6]))
     inputs, outputs = groups * data.draw(st.integers(1, 5)), groups * data.draw(st.integers(1, 5))
@@ -65,14 +66,14 @@ def test_convolutions(fleet, data):
     stride = [data.draw(st.integers(1, 2)) for _ in range(dimensions)]
     dilation = [data.draw(st.integers(1, 2)) for _ in range(dimensions)]
     padding = [data.draw(st.integers(0, 2)) for _ in range(dimensions)]
-    kind = nn.Conv1d if dimensions == 1 else nn.Conv2d
+    kind: Any = nn.Conv1d if dimensions == 1 else nn.Conv2d
     model = kind(inputs, outputs, size, stride, padding, dilation, groups, bias=data.draw(st.booleans()))
     x = torch.randn(data.draw(st.integers(1, 3)), inputs, *[data.draw(st.integers(5, 9)) for _ in range(dimensions)])
     scattered_equals_local(fleet, model, x, block=data.draw(st.integers(1, 8)))
 
 
 @pytest.mark.parametrize("shape", ["columns", "rows", "rectangles", "scattered"])
-def test_every_shape_of_cells_serves_convolutions(fleet, shape):
+def test_every_shape_of_cells_serves_convolutions(fleet: MemoryFleet, shape: Shape) -> None:
     model = nn.Sequential(nn.Conv2d(6, 10, 3, padding=1, groups=2), nn.ReLU(), nn.Conv2d(10, 8, 3)).eval()
     x = torch.randn(2, 6, 8, 8)
     options = Options(block=4, shape=shape, share=1.0, replicas=2)
@@ -83,17 +84,18 @@ def test_every_shape_of_cells_serves_convolutions(fleet, shape):
 
 
 @pytest.mark.parametrize("mask", ["none", "padding", "causal"])
-def test_transformer_encoder_layer_in_eval_mode(fleet, mask):
+def test_transformer_encoder_layer_in_eval_mode(fleet: MemoryFleet, mask: str) -> None:
     """PyTorch's fused path would go past the modules: it must step aside."""
     model = nn.TransformerEncoderLayer(24, 4, 40, batch_first=True).eval()
     plan = owl.plan(model, torch.randn(2, 5, 24), devices=fleet, block=8)
     scattered = fleet.scatter(model, plan)
     x = torch.randn(3, 6, 24)
-    arguments = {
+    masks: dict[str, dict[str, Any]] = {
         "none": {},
         "padding": {"src_key_padding_mask": torch.tensor([[False] * 4 + [True] * 2] * 3)},
         "causal": {"src_mask": nn.Transformer.generate_square_subsequent_mask(6), "is_causal": True},
-    }[mask]
+    }
+    arguments = masks[mask]
     for mode in (torch.no_grad, torch.inference_mode):
         before = fleet.statistics["requests"]
         with mode():
@@ -103,14 +105,15 @@ def test_transformer_encoder_layer_in_eval_mode(fleet, mask):
     fleet.release(scattered)
 
 
-def test_cross_attention(fleet):
+def test_cross_attention(fleet: MemoryFleet) -> None:
     class Cross(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
 
         def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-            return self.attention(x, memory, memory)[0]
+            y: Tensor = self.attention(x, memory, memory)[0]
+            return y
 
     scattered_equals_local(fleet, Cross(), (torch.randn(2, 3, 16), torch.randn(2, 5, 16)), block=8)
 
@@ -133,12 +136,13 @@ class Shared(nn.Module):
         return {"logits": self.head(x), "hidden": x}
 
 
-def test_shared_layers_tied_heads_keyword_arguments_and_dictionaries(fleet):
+def test_shared_layers_tied_heads_keyword_arguments_and_dictionaries(fleet: MemoryFleet) -> None:
     model = Shared().eval()
     example = {"tokens": torch.randint(20, (2, 7)), "scale": 0.5}
     plan = owl.plan(model, example, devices=fleet, block=8)
     assert any("embedding.weight" in note for note in plan.notes)
     scattered = fleet.scatter(model, plan)
+    assert isinstance(scattered, Shared)
     assert scattered.mix is scattered.again
     with torch.no_grad():
         close(call_with(scattered, example), call_with(model, example))
@@ -147,7 +151,7 @@ def test_shared_layers_tied_heads_keyword_arguments_and_dictionaries(fleet):
 
 
 @pytest.mark.parametrize("x", [torch.randn(0, 12), torch.randn(0, 5, 12), torch.randn(2, 3, 12), torch.randn(12)])
-def test_empty_and_deep_batches(fleet, x):
+def test_empty_and_deep_batches(fleet: MemoryFleet, x: Tensor) -> None:
     model = nn.Sequential(nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 3)).eval()
     plan = owl.plan(model, torch.randn(2, 12), devices=fleet, block=4)
     scattered = fleet.scatter(model, plan)
@@ -156,11 +160,11 @@ def test_empty_and_deep_batches(fleet, x):
     fleet.release(scattered)
 
 
-def test_a_layer_of_one_block(fleet):
+def test_a_layer_of_one_block(fleet: MemoryFleet) -> None:
     scattered_equals_local(fleet, nn.Linear(1, 1), torch.randn(4, 1))
 
 
-def test_half_precision_weights(fleet):
+def test_half_precision_weights(fleet: MemoryFleet) -> None:
     model = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 8)).to(torch.bfloat16).eval()
     x = torch.randn(4, 32, dtype=torch.bfloat16)
     scattered = fleet.scatter(model, owl.plan(model, x, devices=fleet, block=8))
@@ -172,7 +176,7 @@ def test_half_precision_weights(fleet):
     fleet.release(scattered)
 
 
-def test_hugging_face_models(fleet):
+def test_hugging_face_models(fleet: MemoryFleet) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     gpt2 = transformers.GPT2LMHeadModel(
@@ -180,7 +184,7 @@ def test_hugging_face_models(fleet):
     ).eval()
     tokens = torch.randint(50, (2, 9))
     plan = owl.plan(gpt2, {"input_ids": tokens}, devices=fleet, block=8)
-    scattered = fleet.scatter(gpt2, plan)
+    scattered: Any = fleet.scatter(gpt2, plan)
     with torch.no_grad():
         close(scattered(input_ids=tokens).logits, gpt2(input_ids=tokens).logits)
         generated = scattered.generate(tokens[:1], max_new_tokens=4, do_sample=False, pad_token_id=0)
@@ -188,7 +192,7 @@ def test_hugging_face_models(fleet):
     fleet.release(scattered)
 
 
-def test_replaced_modules_never_compute_at_the_owner(fleet):
+def test_replaced_modules_never_compute_at_the_owner(fleet: MemoryFleet) -> None:
     """Every product of a pass is a request; the weights here hold no numbers, and no multiplication is called."""
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)).eval()
     x = torch.randn(2, 4, 5, 5)
@@ -197,7 +201,7 @@ def test_replaced_modules_never_compute_at_the_owner(fleet):
     owner = threading.get_ident()
 
     class Watch(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if threading.get_ident() == owner:
                 called.append(getattr(function, "__name__", str(function)))
             return function(*args, **(kwargs or {}))
@@ -219,7 +223,7 @@ def storages(model: nn.Module) -> dict[str, str]:
         return {name: value.untyped_storage().device.type for name, value in model.named_parameters()}
 
 
-def test_gather_returns_the_original_state_dict(fleet):
+def test_gather_returns_the_original_state_dict(fleet: MemoryFleet) -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 12, 3, groups=3), nn.Flatten(), nn.Linear(12, 5)
     ).eval()
@@ -234,7 +238,7 @@ def test_gather_returns_the_original_state_dict(fleet):
     fleet.release(scattered)
 
 
-def test_gather_of_attention(fleet):
+def test_gather_of_attention(fleet: MemoryFleet) -> None:
     model = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).eval()
     x = torch.randn(1, 3, 8)
     scattered = fleet.scatter(model, owl.plan(model, x, devices=fleet, block=4))
@@ -244,15 +248,15 @@ def test_gather_of_attention(fleet):
     fleet.release(scattered)
 
 
-def test_the_original_is_untouched_and_kept_tensors_are_shared(fleet):
+def test_the_original_is_untouched_and_kept_tensors_are_shared(fleet: MemoryFleet) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2)).eval()
     before = {name: (id(value), value.clone()) for name, value in model.named_parameters()}
     x = torch.randn(2, 8)
     scattered = fleet.scatter(model, owl.plan(model, x, devices=fleet, block=4))
     with torch.no_grad():
         scattered(x)
-    assert scattered[1].weight.data_ptr() == model[1].weight.data_ptr()
-    assert scattered[0].bias.data_ptr() == model[0].bias.data_ptr()
+    for name in ("1.weight", "0.bias"):
+        assert scattered.get_parameter(name).data_ptr() == model.get_parameter(name).data_ptr()
     for name, value in model.named_parameters():
         assert id(value) == before[name][0]
         assert torch.equal(value, before[name][1])
@@ -260,7 +264,7 @@ def test_the_original_is_untouched_and_kept_tensors_are_shared(fleet):
     fleet.release(scattered)
 
 
-def test_the_same_object_changed_in_place_is_another_input(fleet):
+def test_the_same_object_changed_in_place_is_another_input(fleet: MemoryFleet) -> None:
     """q(x), then x changes, then k(x): the rows that were asked for together must not be used."""
 
     class Changing(nn.Module):
@@ -282,7 +286,8 @@ def test_the_same_object_changed_in_place_is_another_input(fleet):
     plan = owl.plan(model, x, devices=fleet, block=4)
     assert len(plan.panels) == 1
     scattered = fleet.scatter(model, plan)
-    model.change = scattered.change = True
+    model.change = True
+    vars(scattered)["change"] = True
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             for _ in range(6):
@@ -290,7 +295,7 @@ def test_the_same_object_changed_in_place_is_another_input(fleet):
     fleet.release(scattered)
 
 
-def test_many_threads_at_once(fleet):
+def test_many_threads_at_once(fleet: MemoryFleet) -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
     scattered = fleet.scatter(model, owl.plan(model, torch.randn(1, 16), devices=fleet, block=4))
     errors: list[BaseException] = []
@@ -313,7 +318,7 @@ def test_many_threads_at_once(fleet):
     fleet.release(scattered)
 
 
-def test_uses_that_are_refused(fleet):
+def test_uses_that_are_refused(fleet: MemoryFleet) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)).eval()
     x = torch.randn(2, 8)
     scattered = fleet.scatter(model, owl.plan(model, x, devices=fleet, block=4))
@@ -328,7 +333,7 @@ def test_uses_that_are_refused(fleet):
         fleet.gather(scattered)
 
 
-def test_plans_of_other_models_and_fleets_are_refused(fleet):
+def test_plans_of_other_models_and_fleets_are_refused(fleet: MemoryFleet) -> None:
     model, other = nn.Linear(8, 8), nn.Linear(8, 9)
     with pytest.raises(PlanError, match="another model"):
         fleet.scatter(other, owl.plan(model, devices=fleet, block=4))
@@ -336,7 +341,7 @@ def test_plans_of_other_models_and_fleets_are_refused(fleet):
         fleet.scatter(model, owl.plan(model, devices=["d1", "d9"], block=4))
 
 
-def test_weights_that_change_after_the_plan_are_noticed_when_they_are_needed_again(fleet):
+def test_weights_that_change_after_the_plan_are_noticed_when_they_are_needed_again(fleet: MemoryFleet) -> None:
     model = nn.Linear(8, 8).eval()
     scattered = fleet.scatter(model, owl.plan(model, devices=fleet, block=4, replicas=1))
     with torch.no_grad():
@@ -347,13 +352,13 @@ def test_weights_that_change_after_the_plan_are_noticed_when_they_are_needed_aga
     fleet.release(scattered)
 
 
-def test_nothing_to_scatter():
+def test_nothing_to_scatter() -> None:
     with pytest.raises(ModelError, match="nothing to scatter"):
         owl.plan(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(3)), devices=2)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite(bad):
+def test_weights_that_are_not_finite(bad: float) -> None:
     model = nn.Linear(4, 4)
     with torch.no_grad():
         model.weight[1, 2] = bad
@@ -361,14 +366,14 @@ def test_weights_that_are_not_finite(bad):
         owl.plan(model, devices=2)
 
 
-def test_options_of_later_versions_are_refused_by_name():
+def test_options_of_later_versions_are_refused_by_name() -> None:
     with pytest.raises(InputError, match="int8"):
         owl.plan(nn.Linear(4, 4), devices=2, arithmetic="int8")
     with pytest.raises(InputError, match="sharing"):
         owl.plan(nn.Linear(4, 4), devices=2, sharing="inputs:2")
 
 
-def test_a_closed_fleet_says_so():
+def test_a_closed_fleet_says_so() -> None:
     with memory_fleet(2) as opened:
         model = nn.Linear(8, 8).eval()
         scattered = opened.scatter(model, owl.plan(model, devices=opened, block=4))

@@ -5,11 +5,11 @@ import asyncio
 import pytest
 import torch
 
-from awfulowl.device.lies import KINDS, Liar
+from awfulowl.device.lies import KINDS, Kind, Liar
 from awfulowl.errors import InputError, UnavailableError
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.policy import Policy
-from awfulowl.placement.options import Options
+from awfulowl.placement.options import Options, Shape
 from tests.simulated.world import World, simulate
 
 TWO_REPLICAS = Options(block=8, replicas=2, share=1.0)
@@ -17,8 +17,8 @@ TWO_REPLICAS = Options(block=8, replicas=2, share=1.0)
 
 @pytest.mark.parametrize("shape", ["columns", "rows", "rectangles", "scattered"])
 @pytest.mark.parametrize("devices", [1, 2, 5])
-def test_products_are_right_for_every_shape_of_cells(shape, devices):
-    async def main():
+def test_products_are_right_for_every_shape_of_cells(shape: Shape, devices: int) -> None:
+    async def main() -> None:
         async with World(devices, options=Options(block=8, shape=shape, replicas=1, share=1.0)) as world:
             for batch in (1, 3, 70):
                 x = world.inputs(batch)
@@ -28,8 +28,8 @@ def test_products_are_right_for_every_shape_of_cells(shape, devices):
     simulate(main())
 
 
-def test_large_batches_travel_in_parts():
-    async def main():
+def test_large_batches_travel_in_parts() -> None:
+    async def main() -> None:
         policy = Policy(part_bytes=64 * 4 * 10)
         async with World(3, policy=policy) as world:
             x = world.inputs(95)
@@ -39,8 +39,8 @@ def test_large_batches_travel_in_parts():
     simulate(main())
 
 
-def test_requests_run_side_by_side():
-    async def main():
+def test_requests_run_side_by_side() -> None:
+    async def main() -> None:
         async with World(3) as world:
             inputs = [world.inputs(4) for _ in range(20)]
             outputs = await asyncio.gather(*(world.multiply(x) for x in inputs))
@@ -50,8 +50,8 @@ def test_requests_run_side_by_side():
     simulate(main())
 
 
-def test_a_killed_device_costs_no_request():
-    async def main():
+def test_a_killed_device_costs_no_request() -> None:
+    async def main() -> None:
         async with World(4, options=TWO_REPLICAS) as world:
             await world.kill("d2")
             x = world.inputs(5)
@@ -61,8 +61,8 @@ def test_a_killed_device_costs_no_request():
     simulate(main())
 
 
-def test_without_replicas_blocks_are_placed_anew():
-    async def main():
+def test_without_replicas_blocks_are_placed_anew() -> None:
+    async def main() -> None:
         async with World(4, options=Options(block=8, replicas=1, share=1.0)) as world:
             await world.kill("d2")
             x = world.inputs(5)
@@ -72,8 +72,8 @@ def test_without_replicas_blocks_are_placed_anew():
     simulate(main())
 
 
-def test_a_device_that_returns_gets_its_blocks_again():
-    async def main():
+def test_a_device_that_returns_gets_its_blocks_again() -> None:
+    async def main() -> None:
         async with World(4, options=TWO_REPLICAS) as world:
             before = world.deployment.assignment.duties("d2", world.running)
             await world.kill("d2")
@@ -87,8 +87,8 @@ def test_a_device_that_returns_gets_its_blocks_again():
     simulate(main())
 
 
-def test_replicas_are_made_whole_after_a_while():
-    async def main():
+def test_replicas_are_made_whole_after_a_while() -> None:
+    async def main() -> None:
         async with World(5, options=TWO_REPLICAS) as world:
             await world.kill("d2")
             await asyncio.sleep(60)
@@ -98,8 +98,8 @@ def test_replicas_are_made_whole_after_a_while():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_liars_are_caught_and_no_answer_is_wrong(kind):
-    async def main():
+def test_liars_are_caught_and_no_answer_is_wrong(kind: Kind) -> None:
+    async def main() -> None:
         async with World(4, options=TWO_REPLICAS) as world:
             liar = Liar(kind, 0.05)
             world.workers["d3"].tamper = liar
@@ -114,8 +114,8 @@ def test_liars_are_caught_and_no_answer_is_wrong(kind):
     simulate(main())
 
 
-def test_a_liar_in_every_pair_of_replicas():
-    async def main():
+def test_a_liar_in_every_pair_of_replicas() -> None:
+    async def main() -> None:
         async with World(6, options=TWO_REPLICAS) as world:
             for name in ("d1", "d3", "d5"):
                 world.workers[name].tamper = Liar("random", 0.01)
@@ -127,8 +127,8 @@ def test_a_liar_in_every_pair_of_replicas():
     simulate(main())
 
 
-def test_quarantined_devices_go_on_getting_old_inputs():
-    async def main():
+def test_quarantined_devices_go_on_getting_old_inputs() -> None:
+    async def main() -> None:
         async with World(4, options=TWO_REPLICAS) as world:
             liar = world.workers["d3"].tamper = Liar("zeros", None)
             await world.multiply(world.inputs(2))
@@ -143,8 +143,8 @@ def test_quarantined_devices_go_on_getting_old_inputs():
     simulate(main())
 
 
-def test_when_all_lie_the_request_fails_and_says_so():
-    async def main():
+def test_when_all_lie_the_request_fails_and_says_so() -> None:
+    async def main() -> None:
         async with World(2, options=TWO_REPLICAS) as world:
             for worker in world.workers.values():
                 worker.tamper = Liar("zeros", None)
@@ -155,8 +155,8 @@ def test_when_all_lie_the_request_fails_and_says_so():
     simulate(main())
 
 
-def test_when_all_are_gone_the_request_fails_in_time():
-    async def main():
+def test_when_all_are_gone_the_request_fails_in_time() -> None:
+    async def main() -> None:
         policy = Policy(request_timeout_s=20)
         async with World(2, options=TWO_REPLICAS, policy=policy) as world:
             for name in world.running:
@@ -169,8 +169,8 @@ def test_when_all_are_gone_the_request_fails_in_time():
     simulate(main())
 
 
-def test_a_request_waits_for_a_device_to_return():
-    async def main():
+def test_a_request_waits_for_a_device_to_return() -> None:
+    async def main() -> None:
         async with World(2, options=TWO_REPLICAS) as world:
             for name in world.running:
                 await world.kill(name)
@@ -183,8 +183,8 @@ def test_a_request_waits_for_a_device_to_return():
     simulate(main())
 
 
-def test_rules_are_not_broken_by_deaths_the_layer_is_kept_instead():
-    async def main():
+def test_rules_are_not_broken_by_deaths_the_layer_is_kept_instead() -> None:
+    async def main() -> None:
         options = Options(block=8, replicas=1, share=0.5)
         async with World(2, options=options) as world:
             await world.kill("d1")
@@ -197,8 +197,8 @@ def test_rules_are_not_broken_by_deaths_the_layer_is_kept_instead():
     simulate(main())
 
 
-def test_a_slow_device_is_hedged_and_then_passed_over():
-    async def main():
+def test_a_slow_device_is_hedged_and_then_passed_over() -> None:
+    async def main() -> None:
         async with World(4, options=TWO_REPLICAS) as world:
             for _ in range(10):
                 await world.multiply(world.inputs(2))
@@ -217,8 +217,8 @@ def test_a_slow_device_is_hedged_and_then_passed_over():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_inputs_that_are_not_finite_are_our_fault_not_the_devices(bad):
-    async def main():
+def test_inputs_that_are_not_finite_are_our_fault_not_the_devices(bad: float) -> None:
+    async def main() -> None:
         async with World(3) as world:
             x = world.inputs(2)
             x[1, 5] = bad
@@ -231,10 +231,10 @@ def test_inputs_that_are_not_finite_are_our_fault_not_the_devices(bad):
     simulate(main())
 
 
-def test_silent_devices_lose_their_blocks_and_the_owner_theirs():
+def test_silent_devices_lose_their_blocks_and_the_owner_theirs() -> None:
     """After a partition longer than the lease the device is empty, and is loaded again when it is back."""
 
-    async def main():
+    async def main() -> None:
         async with World(3, options=TWO_REPLICAS) as world:
             x = world.inputs(2)
             world.expect(await world.multiply(x), x)
@@ -247,10 +247,10 @@ def test_silent_devices_lose_their_blocks_and_the_owner_theirs():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_two_hundred_kills_lose_nothing(seed):
+def test_two_hundred_kills_lose_nothing(seed: int) -> None:
     """Two replicas on twelve devices; one is killed before every request, and comes back a little later."""
 
-    async def main():
+    async def main() -> None:
         options = Options(block=4, replicas=2)
         async with World(12, options=options, seed=seed) as world:
             random = torch.Generator().manual_seed(seed)

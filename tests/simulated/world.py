@@ -7,7 +7,7 @@ same), so a lease of 30 seconds passes in no time, and equal seeds give equal ru
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ class World:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._wrap = wrap
 
-    async def __aenter__(self) -> "World":
+    async def __aenter__(self) -> Self:
         await self.engine.start()
         for device in self.devices:
             self.start(device.name)

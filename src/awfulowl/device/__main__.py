@@ -75,7 +75,7 @@ def _commands() -> Iterator[Command]:
     """Yield the lines of standard input as they come."""
     decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
     # Unbuffered: a thread that waits in a buffered reader holds its lock when the interpreter shuts down.
-    with open(0, "rb", buffering=0, closefd=False) as lines:  # noqa: PTH123  a descriptor, not a path
+    with open(0, "rb", buffering=0, closefd=False) as lines:
         for line in lines:
             yield decoder.decode(line)
 

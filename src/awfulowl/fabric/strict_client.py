@@ -1,18 +1,10 @@
-"""The client of nats-py, made strict: the broker must encrypt if asked to, and may not fill our memory.
-
-And made to read in larger pieces: 32 KiB at a time cost as much as everything else on the way (benchmarks/README.md).
-"""
-
-from typing import Any, Final
+"""The client of nats-py, made strict: the broker must encrypt if asked to, and may not fill our memory."""
 
 from nats import errors
 from nats.aio.client import Client
-from nats.aio.transport import TcpTransport
 from nats.protocol.parser import Parser
 
-from awfulowl.limits import KIB, MIB
-
-_READ_BYTES: Final = 512 * KIB
+from awfulowl.limits import MIB
 
 
 class StrictClient(Client):
@@ -21,11 +13,6 @@ class StrictClient(Client):
     def __init__(self, max_payload_bytes: int) -> None:
         super().__init__()
         self._ps = _StrictParser(self, max_payload_bytes)
-
-    async def _connect_to_server(self, s: Any) -> None:
-        if not self._transport and s.uri.scheme in {"nats", "tls"}:
-            self._transport = _WideTransport()
-        await super()._connect_to_server(s)
 
     def _connect_command(self) -> bytes:
         # The base class encrypts when the server says so, whatever the address: who sits in between has only to deny
@@ -44,15 +31,6 @@ class StrictClient(Client):
             self._pending.clear()
             self._pending_data_size = 0
         await super()._close(status, do_cbs)
-
-
-class _WideTransport(TcpTransport):
-    async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
-        await super().connect(uri, max(buffer_size, _READ_BYTES), connect_timeout)
-
-    async def read(self, buffer_size: int) -> bytes:
-        data: bytes = await super().read(max(buffer_size, _READ_BYTES))
-        return data
 
 
 class _StrictParser(Parser):

@@ -80,7 +80,7 @@ async def gather(
     }
     for part in parts:
         # Contiguous, or the products of a channels-last convolution would be copies instead of views.
-        clone = copy.deepcopy(part.target.module).to(memory_format=torch.contiguous_format)
+        clone = copy.deepcopy(part.target.module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in its stubs
         path = part.target.name
         with torch.no_grad():
             for product in part.target.adapter.products(clone, unfold=part.unfold):

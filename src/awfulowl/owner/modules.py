@@ -18,7 +18,6 @@ from awfulowl.owner.product import Product
 from awfulowl.placement.plan import Panel
 from awfulowl.placement.survey import Part
 
-
 _MISSES_FORGIVEN: Final = 3
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.contract.adapters.cases import CASES, Case, Example
-from tests.contract.adapters.local import Scattered, scatter_locally
 from torch import Tensor, nn
 
 from awfulowl.blocks.adapters import ADAPTERS, ScatteredWeight, StandIn, adapter_of, scatterable
 from awfulowl.errors import InputError, ScatteredError
+from tests.contract.adapters.cases import CASES, Case, Example
+from tests.contract.adapters.local import Scattered, scatter_locally
 
 some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 few = settings(some, max_examples=8)

@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
-from tests.conftest import RunningBroker
-from tests.loops import run, until
 
 from awfulowl.errors import ClosedError, InputError, LimitError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Receive
@@ -20,6 +18,8 @@ from awfulowl.fabric.nats import NatsFabric
 from awfulowl.fabric.sealed import SealedFabric
 from awfulowl.limits import KIB
 from awfulowl.randomness import Entropy
+from tests.conftest import RunningBroker
+from tests.loops import run, until
 
 DEVICES = ["a", "b", "Device-2_x"]
 Frame = tuple[str, Channel, bytes]

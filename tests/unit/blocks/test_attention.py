@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract.adapters.local import Call, scatter_locally
 from torch import Tensor, nn
 from torch.nn import functional
 
 from awfulowl.blocks.surgery import substitute
 from awfulowl.errors import InputError, ScatteredError
+from tests.contract.adapters.local import Call, scatter_locally
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.contract.adapters.local import scatter_locally
 
 from awfulowl.blocks.adapters import scatterable
+from tests.contract.adapters.local import scatter_locally
 
 transformers = pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract.adapters.local import scatter_locally
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -16,6 +15,7 @@ from awfulowl.blocks.adapters import ADAPTERS, adapter_of, scatterable
 from awfulowl.blocks.adapters.catalogue import catalogue
 from awfulowl.blocks.adapters.linear import LinearAdapter
 from awfulowl.errors import InputError, ModelError
+from tests.contract.adapters.local import scatter_locally
 
 
 class Doubled(nn.Linear):

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contract.adapters.local import scatter_locally
 from torch import Tensor, nn
 
 from awfulowl.blocks.adapters import ScatteredWeight, StandIn, scatterable
 from awfulowl.blocks.surgery import substitute
 from awfulowl.errors import ModelError, ScatteredError
+from tests.contract.adapters.local import scatter_locally
 
 
 @dataclass

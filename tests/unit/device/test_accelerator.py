@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from awfulowl.blocks.grid import make_grid
-from awfulowl.blocks.kernels import Convolution, Dense, product
+from awfulowl.blocks.kernels import Convolution, Dense, Kernel, product
 from awfulowl.device.store import Store, full_precision
 from awfulowl.limits import GIB, Limits
 from awfulowl.randomness import Entropy
@@ -15,9 +15,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU th
 
 
 @pytest.mark.parametrize("kernel", [Dense(), Convolution((1, 1), (1, 1), (1, 1))])
-def test_products_on_the_gpu_pass_the_check(kernel):
+def test_products_on_the_gpu_pass_the_check(kernel: Kernel) -> None:
     full_precision()
-    size = () if isinstance(kernel, Dense) else (3, 3)
+    size: tuple[int, ...] = () if isinstance(kernel, Dense) else (3, 3)
     weight = torch.randn(256, 192, *size)
     grid = make_grid(tuple(weight.shape), kernel, 1, block=64)
     held = Store(Limits(), GIB, "cuda")

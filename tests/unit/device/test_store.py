@@ -1,18 +1,20 @@
 """The device's store: sheets of blocks, products of any part of them, and what it refuses."""
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awfulowl.blocks.kernels import Convolution, Dense, product
+from awfulowl.blocks.kernels import Convolution, Dense, Kernel, product
 from awfulowl.device.store import Store
 from awfulowl.errors import LimitError, PeerError, RefusedError
 from awfulowl.limits import MIB, Limits
 from awfulowl.wire.messages import Apply, Sheet, Term
 
+DENSE = Dense()
 CONV = Convolution(stride=(1, 1), padding=(1, 1), dilation=(1, 1))
 
 
@@ -20,17 +22,24 @@ def handles(prefix: str, count: int) -> tuple[bytes, ...]:
     return tuple(f"{prefix}{number:015d}".encode() for number in range(count))
 
 
-def sheet(row_sizes, slice_sizes, kernel=Dense(), groups=1, row_offset=0, slice_offset=0):
+def sheet(
+    row_sizes: Sequence[int],
+    slice_sizes: Sequence[int],
+    kernel: Kernel = DENSE,
+    groups: int = 1,
+    row_offset: int = 0,
+    slice_offset: int = 0,
+) -> Sheet:
     rows = handles("r", row_offset + len(row_sizes))[row_offset:]
     slices = handles("s", slice_offset + len(slice_sizes))[slice_offset:]
     return Sheet(rows, tuple(row_sizes), slices, tuple(slice_sizes), kernel, groups)
 
 
-def store(**limits) -> Store:
+def store(**limits: int) -> Store:
     return Store(Limits(**limits), 64 * MIB)
 
 
-def test_whole_sheet_is_one_product():
+def test_whole_sheet_is_one_product() -> None:
     held = store()
     weight = torch.randn(7, 10)
     layout = sheet([3, 4], [6, 4])
@@ -44,7 +53,7 @@ def test_whole_sheet_is_one_product():
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_any_part_of_any_sheets_is_right(data):
+def test_any_part_of_any_sheets_is_right(data: st.DataObject) -> None:
     """Rows and slices loaded in several sheets, asked for in any order and grouping: equal to the dense product."""
     row_sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     slice_sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
@@ -70,14 +79,13 @@ def test_any_part_of_any_sheets_is_right(data):
     (y,) = held.apply(
         Apply(tuple(s[i] for i in asked), (Term(tuple(r[i] for i in rows), tuple(s[i] for i in asked)),)), x
     )
-    expected = sum(
-        x_full[:, slice_at[i] : slice_at[i + 1]] @ weight[:, slice_at[i] : slice_at[i + 1]].T for i in asked
-    )
-    expected = torch.cat([expected[:, row_at[i] : row_at[i + 1]] for i in rows], dim=1)
+    parts = [x_full[:, slice_at[i] : slice_at[i + 1]] @ weight[:, slice_at[i] : slice_at[i + 1]].T for i in asked]
+    total = torch.stack(parts).sum(dim=0)
+    expected = torch.cat([total[:, row_at[i] : row_at[i + 1]] for i in rows], dim=1)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_terms_are_separate_sums():
+def test_terms_are_separate_sums() -> None:
     held = store()
     weight = torch.randn(5, 4)
     layout = sheet([2, 3], [2, 2])
@@ -90,7 +98,7 @@ def test_terms_are_separate_sums():
     torch.testing.assert_close(second, x[:, 2:] @ weight[2:, 2:].T)
 
 
-def test_convolution_sums_over_channel_slices():
+def test_convolution_sums_over_channel_slices() -> None:
     held = store()
     weight = torch.randn(6, 5, 3, 3)
     layout = sheet([2, 4], [2, 3], CONV)
@@ -100,7 +108,7 @@ def test_convolution_sums_over_channel_slices():
     torch.testing.assert_close(y, product(CONV, weight, x), rtol=1e-4, atol=1e-4)
 
 
-def test_grouped_convolution_block():
+def test_grouped_convolution_block() -> None:
     held = store()
     weight = torch.randn(8, 2, 3, 3)
     layout = sheet([8], [8], CONV, groups=4)
@@ -110,7 +118,7 @@ def test_grouped_convolution_block():
     torch.testing.assert_close(y, product(CONV, weight, x, 4), rtol=1e-4, atol=1e-4)
 
 
-def test_half_precision_is_raised():
+def test_half_precision_is_raised() -> None:
     held = store()
     weight = torch.randn(4, 4, dtype=torch.bfloat16)
     layout = sheet([4], [4])
@@ -120,7 +128,7 @@ def test_half_precision_is_raised():
     torch.testing.assert_close(y[0], weight.float().sum(1))
 
 
-def test_empty_batch():
+def test_empty_batch() -> None:
     held = store()
     layout = sheet([4], [4])
     held.load([layout], [torch.randn(4, 4)])
@@ -128,7 +136,7 @@ def test_empty_batch():
     assert y.shape == (0, 4)
 
 
-def test_fetch_and_digest_return_what_was_loaded():
+def test_fetch_and_digest_return_what_was_loaded() -> None:
     held = store()
     weight = torch.randn(5, 6)
     layout = sheet([2, 3], [4, 2])
@@ -139,7 +147,7 @@ def test_fetch_and_digest_return_what_was_loaded():
     assert not torch.equal(held.digest(layout.rows[:1], layout.slices), held.digest(layout.rows[1:], layout.slices))
 
 
-def test_a_repeated_load_replaces():
+def test_a_repeated_load_replaces() -> None:
     held = store()
     layout = sheet([2], [2])
     held.load([layout], [torch.zeros(2, 2)])
@@ -149,7 +157,7 @@ def test_a_repeated_load_replaces():
     torch.testing.assert_close(held.fetch(layout.rows, layout.slices), torch.ones(2, 2))
 
 
-def test_release_forgets_and_frees():
+def test_release_forgets_and_frees() -> None:
     held = store()
     layout = sheet([2], [2, 2])
     held.load([layout], [torch.ones(2, 4)])
@@ -159,7 +167,7 @@ def test_release_forgets_and_frees():
         held.apply(Apply(layout.slices[:1], (Term(layout.rows, layout.slices[:1]),)), torch.ones(1, 2))
 
 
-def test_recipes_follow_the_blocks():
+def test_recipes_follow_the_blocks() -> None:
     """A remembered request must not answer from blocks that were replaced since."""
     held = store()
     layout = sheet([2], [2])
@@ -185,14 +193,14 @@ def test_recipes_follow_the_blocks():
         (sheet([3], [4], CONV, groups=2), torch.zeros(3, 2, 3, 3)),
     ],
 )
-def test_misfitting_sheets_are_refused(layout, tensor):
+def test_misfitting_sheets_are_refused(layout: Sheet, tensor: torch.Tensor) -> None:
     held = store()
     with pytest.raises(RefusedError, match="load"):
         held.load([layout], [tensor])
     assert held.held_bytes == 0
 
 
-def test_loads_beyond_memory_are_refused_and_change_nothing():
+def test_loads_beyond_memory_are_refused_and_change_nothing() -> None:
     held = Store(Limits(), 100)
     layout = sheet([4], [4])
     held.load([layout], [torch.zeros(4, 4)])
@@ -202,7 +210,7 @@ def test_loads_beyond_memory_are_refused_and_change_nothing():
     assert len(held) == 1
 
 
-def test_overlap_with_part_of_another_sheet_is_refused():
+def test_overlap_with_part_of_another_sheet_is_refused() -> None:
     held = store()
     held.load([sheet([2, 2], [2, 2])], [torch.zeros(4, 4)])
     with pytest.raises(RefusedError, match="overlaps"):
@@ -226,14 +234,14 @@ R, S = handles("r", 3), handles("s", 3)
         (Apply(S[:1], (Term(R[:1], ()),)), torch.zeros(1, 2)),
     ],
 )
-def test_requests_that_do_not_fit_are_refused(request_, x):
+def test_requests_that_do_not_fit_are_refused(request_: Apply, x: torch.Tensor) -> None:
     held = store()
     held.load([sheet([2, 2], [2, 2])], [torch.zeros(4, 4)])
     with pytest.raises(PeerError):
         held.apply(request_, x)
 
 
-def test_an_answer_larger_than_a_message_is_refused_before_it_is_made():
+def test_an_answer_larger_than_a_message_is_refused_before_it_is_made() -> None:
     held = store(max_message_bytes=1000)
     layout = sheet([4], [4])
     held.load([layout], [torch.zeros(4, 4)])

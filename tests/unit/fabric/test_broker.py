@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.loops import run
 
 from awfulowl.errors import BrokerError, InputError
 from awfulowl.fabric import broker as broker_module
 from awfulowl.fabric.base import OWNER
 from awfulowl.fabric.broker import Broker, BrokerConfig
 from awfulowl.fabric.identity import Identity
+from tests.loops import run
 
 pytestmark = pytest.mark.usefixtures("needs_broker")
 

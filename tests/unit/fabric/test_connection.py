@@ -18,7 +18,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from tests.loops import run, until
 
 from awfulowl.errors import BrokerError, ClosedError, InputError
 from awfulowl.fabric import connection
@@ -29,6 +28,7 @@ from awfulowl.fabric.identity import Identity
 from awfulowl.fabric.nats import NatsFabric
 from awfulowl.fabric.tether import tethered
 from awfulowl.limits import KIB, MIB, Limits
+from tests.loops import run, until
 
 IMPATIENT = NatsConfig(connect_s=1.0, reconnect_s=0.5)
 

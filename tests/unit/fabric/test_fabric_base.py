@@ -5,10 +5,10 @@ import asyncio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.loops import run
 
 from awfulowl.errors import ClosedError, InputError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Receive, check_name
+from tests.loops import run
 
 
 class Fragile(Link):

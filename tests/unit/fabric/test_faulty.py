@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 
 import pytest
-from tests.loops import run, until
 
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link
 from awfulowl.fabric.faulty import Faults, FaultyFabric
 from awfulowl.fabric.memory import MemoryFabric
 from awfulowl.randomness import Entropy
+from tests.loops import run, until
 
 MANY = 2000
 

@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
-from tests.loops import run
 
 from awfulowl.errors import InputError, LimitError
 from awfulowl.fabric.base import OWNER, Channel
 from awfulowl.fabric.memory import MemoryFabric
 from awfulowl.limits import Limits
+from tests.loops import run
 
 
 def test_a_name_is_taken_until_its_link_is_closed() -> None:

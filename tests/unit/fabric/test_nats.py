@@ -11,8 +11,6 @@ import pytest
 from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from tests.conftest import RunningBroker
-from tests.loops import run, until
 
 from awfulowl.errors import BrokerError, ClosedError, InputError, LimitError
 from awfulowl.fabric.base import OWNER, Channel, Link, Receive
@@ -21,6 +19,8 @@ from awfulowl.fabric.connection import NatsConfig
 from awfulowl.fabric.identity import Identity
 from awfulowl.fabric.nats import NatsFabric
 from awfulowl.limits import KIB, MIB, Limits
+from tests.conftest import RunningBroker
+from tests.loops import run, until
 
 pytestmark = pytest.mark.usefixtures("needs_broker")
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.loops import run
 
 from awfulowl.errors import InputError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Receive
 from awfulowl.fabric.identity import Identity
 from awfulowl.fabric.memory import MemoryFabric
 from awfulowl.fabric.sealed import OVERHEAD_BYTES, SALTS, WINDOW, SealedFabric, SealedLink, _Window
+from tests.loops import run
 
 Frame = tuple[str, str, Channel, bytes]
 

@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.models.pickled import folder, tar
 
 from awfulowl.errors import InputError
 from awfulowl.models.archives import ArchiveLimits, read_bounded, read_members
+from tests.unit.models.pickled import folder, tar
 
 FILES = {"top/": b"", "top/a.txt": b"alpha", "top/b.txt": b"beta" * 1000, "top/c.bin": b"gamma"}
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.unit.models.pickled import dumps, folder, table, tar
 
 from awfulowl.errors import InputError
 from awfulowl.models.data import DataSet, read_cifar10, read_cifar100, read_text, scaled
+from tests.unit.models.pickled import dumps, folder, table, tar
 
 Store = Callable[[Path, Mapping[str, bytes]], Path]
 STORES = [tar, folder]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.models.pickled import DTYPE, RECONSTRUCT, Table, dumps, table, written
 
 from awfulowl.errors import InputError
 from awfulowl.models.unpickling import StoredArray, unpickle_batch
+from tests.unit.models.pickled import DTYPE, RECONSTRUCT, Table, dumps, table, written
 
 PIXELS = np.arange(12, dtype=np.uint8).reshape(3, 4)
 

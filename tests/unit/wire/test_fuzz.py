@@ -1,8 +1,6 @@
 """The fuzzing of the wire, in short: the kept corpus, and random changes to it."""
 
 import pytest
-from fuzz.wire import CORPUS, kept, mutants, survive
-from fuzz.wire_corpus import LIMITS, Ends, corpus, resealed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +8,8 @@ from awfulowl.errors import ProtocolError
 from awfulowl.wire.codec import decode
 from awfulowl.wire.frames import Assembler
 from awfulowl.wire.session import Violation
+from fuzz.wire import CORPUS, kept, mutants, survive
+from fuzz.wire_corpus import LIMITS, Ends, corpus, resealed
 
 NAMES = sorted(path.stem for path in CORPUS.glob("*.bin"))
 BUSY = settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import torch
-from tests.unit.wire.test_messages import BODIES
 
 from awfulowl.limits import DEFAULT, GIB, KIB, MIB
 from awfulowl.wire.codec import ALIGNMENT, DTYPES, decode, encode
@@ -13,6 +12,7 @@ from awfulowl.wire.frames import FRAME_HEADER_BYTES, Assembler, frames
 from awfulowl.wire.messages import PROTOCOL, Apply, Body, DeviceBody, OwnerBody, Request, Term, verb
 from awfulowl.wire.session import DeviceState, OwnerState, Timing
 from awfulowl.wire.session.line import BEAT_BYTES
+from tests.unit.wire.test_messages import BODIES
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
 BODY = Apply(slices=(b"b" * 16,), terms=(Term(rows=(b"a" * 16,), slices=(b"b" * 16,)),))
@@ -84,7 +84,8 @@ def test_the_bytes_shown_can_be_read() -> None:
 
 def test_every_limit_is_in_the_table_with_its_default() -> None:
     documented = {row[0].strip("`"): row[1] for row in rows("Limits")}
-    assert documented == {field.name: shown(field.name, getattr(DEFAULT, field.name)) for field in dataclasses.fields(DEFAULT)}
+    limits = dataclasses.asdict(DEFAULT)
+    assert documented == {name: shown(name, value) for name, value in limits.items()}
 
 
 def test_every_verb_is_in_the_table_with_its_sender_its_fields_and_whether_it_changes() -> None:

@@ -18,7 +18,6 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
-from tests.unit.wire.linked import APPLY, LOAD, RELEASE, SLICE, STEP, X, tensors_for
 
 from awfulowl.errors import DamagedError, GoneError, LimitError
 from awfulowl.limits import DEFAULT
@@ -40,6 +39,7 @@ from awfulowl.wire.session import (
     Timing,
     Violation,
 )
+from tests.unit.wire.linked import APPLY, LOAD, RELEASE, SLICE, STEP, X, tensors_for
 
 LIMITS = dataclasses.replace(
     DEFAULT, chunk_bytes=256, max_in_flight=6, remembered_replies=3, max_partial_messages=5, remembered_messages=50

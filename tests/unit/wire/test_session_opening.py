@@ -1,7 +1,6 @@
 """Opening, silence, lease and goodbye: both ends, linked, in every order that somebody could think of."""
 
 import pytest
-from tests.unit.wire.linked import APPLY, OTHER, SLICE, STEP, Linked, X, asked, forged, violation
 
 from awfulowl.errors import (
     GoneError,
@@ -33,6 +32,7 @@ from awfulowl.wire.session import (
     Repeat,
     Requested,
 )
+from tests.unit.wire.linked import APPLY, OTHER, SLICE, STEP, Linked, X, asked, forged, violation
 
 
 def test_a_device_calls_and_its_owner_opens_a_session() -> None:

@@ -5,7 +5,6 @@ from enum import Enum
 from typing import Any
 
 import pytest
-from tests.unit.wire.linked import APPLY, OTHER, RELEASE, STEP, Linked, asked, forged, violation
 
 from awfulowl.errors import (
     DamagedError,
@@ -35,6 +34,7 @@ from awfulowl.wire.session import (
     Timing,
 )
 from awfulowl.wire.session.states import DEVICE, OWNER, Cue
+from tests.unit.wire.linked import APPLY, OTHER, RELEASE, STEP, Linked, asked, forged, violation
 
 BYE = Bye(reason="enough")
 

@@ -5,20 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.unit.wire.linked import (
-    APPLY,
-    COMMIT,
-    FETCH,
-    LOAD,
-    RELEASE,
-    SLICE,
-    STEP,
-    Linked,
-    X,
-    asked,
-    forged,
-    violation,
-)
 
 from awfulowl.errors import (
     GoneError,
@@ -46,6 +32,20 @@ from awfulowl.wire.session import (
     Repeat,
     Requested,
     Timing,
+)
+from tests.unit.wire.linked import (
+    APPLY,
+    COMMIT,
+    FETCH,
+    LOAD,
+    RELEASE,
+    SLICE,
+    STEP,
+    Linked,
+    X,
+    asked,
+    forged,
+    violation,
 )
 
 
