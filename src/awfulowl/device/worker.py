@@ -96,6 +96,8 @@ class Worker:
                 await self._closed.wait()
                 for task in running:
                     task.cancel()
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None  # the others only say that the same link is lost
         finally:
             self._store.clear()
             await link.close()
