@@ -8,9 +8,13 @@ in this run, on the same cores. `ratio` is the measured time over it, with verif
 not favour one of them.
 """
 
+import os
+
+# Threads of OpenMP that spin when they are done would take the cores that devices and broker need. Before PyTorch.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import argparse
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -30,6 +34,9 @@ from awfulowl.fleet.fleet import Fleet
 from awfulowl.models.mlp import Mlp
 from awfulowl.models.transformer import Transformer, TransformerConfig
 from awfulowl.models.vgg import Vgg16
+
+
+CORES = torch.get_num_threads()
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -120,6 +127,8 @@ def interleave(
             (verified, verified, unverified), (model, scattered, scattered), times, strict=True
         ):
             fleet.policy = policy
+            # Plain PyTorch has all cores; on the fleet each device has a thread, and the owner one.
+            torch.set_num_threads(CORES if run is model else 1)
             start = perf_counter()
             run(x)
             if number > 0:

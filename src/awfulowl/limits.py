@@ -15,7 +15,7 @@ class Limits:
     max_payload_bytes: int = 8 * MIB
     """One frame on the fabric. NATS advises against more than 8 MB."""
 
-    chunk_bytes: int = 256 * KIB
+    chunk_bytes: int = 1 * MIB
     """Frames that we send. Larger ones are not faster (`benchmarks/fabric.py`), and the broker passes a frame on only
     when it has the whole of it."""
 
@@ -52,7 +52,7 @@ class Limits:
     max_in_flight: int = 1024
     """Requests that one session may have open."""
 
-    credit_bytes: int = 16 * MIB
+    credit_bytes: int = 32 * MIB
     """Bytes of requests and promised answers under way per device: well under the broker's 64 MB per client."""
 
     replay_window: int = 4096

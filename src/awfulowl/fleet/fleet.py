@@ -3,7 +3,6 @@
 import atexit
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +16,7 @@ from awfulowl.owner.engine import Engine
 from awfulowl.owner.gather import gather
 from awfulowl.owner.ledger import Event
 from awfulowl.owner.loop import LoopThread
+from awfulowl.owner.math_threads import single_threaded
 from awfulowl.owner.modules import scatter
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.policy import Policy
@@ -44,7 +44,7 @@ class Fleet:
     ) -> None:
         self.devices = tuple(devices)
         self._loop = loop or LoopThread()
-        self._executor = ThreadPoolExecutor(_MATH_THREADS, thread_name_prefix="awfulowl-math")
+        self._executor = single_threaded(_MATH_THREADS)
         self._engine = Engine(fabric, policy or Policy(), limits=limits, executor=self._executor)
         self._scattered: weakref.WeakKeyDictionary[nn.Module, tuple[Deployment, tuple[Part, ...]]] = (
             weakref.WeakKeyDictionary()

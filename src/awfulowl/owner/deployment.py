@@ -284,8 +284,9 @@ class Deployment:
 
     def _may_return(self, key: CellKey) -> bool:
         """Say whether a holder of this cell is absent for so short that it may come back."""
-        everybody = self.assignment.holders(*key, self.engine.peers.keys())
-        return any(self.engine.absent_s(name) < self.engine.policy.repair_after_s for name in everybody)
+        return any(
+            self.engine.absent_s(name) < self.engine.policy.repair_after_s for name in self.assignment.ever(*key)
+        )
 
     def _keep(self, number: int) -> None:
         if number in self.kept:

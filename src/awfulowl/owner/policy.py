@@ -36,8 +36,9 @@ class Policy:
     repair_after_s: float = 3.0
     """A device that is gone for longer is replaced; one that comes back earlier gets its blocks again."""
 
-    part_bytes: int = 2 * MIB
-    """Batches are cut so that no message is much larger: parts travel while others are multiplied."""
+    part_bytes: int = 8 * MIB
+    """Batches are cut so that no message is much larger: parts travel while others are multiplied. Each part costs
+    some milliseconds of all cores together, so smaller ones are slower (benchmarks/README.md)."""
 
     parts_in_flight: int = 8
     """Parts of one product under way at once."""
