@@ -1,0 +1,94 @@
+"""Options that several commands share, and what their texts mean."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+
+from awfulowl.errors import InputError
+
+if TYPE_CHECKING:
+    from awfulowl.placement.ledger import Device
+
+MODELS: Final = ("digits", "mlp", "transformer", "vgg16")
+"""Names that are completed. Reading the catalogue would make every press of the tabulator wait for PyTorch."""
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    return [name for name in MODELS if name.startswith(incomplete)]
+
+
+_MODEL_HELP: Final = (
+    "A reference model (digits, mlp:784-256-10, vgg16:100, transformer:causal), or path/to/file.py:function, which "
+    "runs that file; the function returns a torch.nn.Module, or one and an example of its input."
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=_complete_model)]
+OptionalModel = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=_complete_model, show_default=False)
+]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the numbers as JSON; - is standard output.", show_default=False),
+]
+Devices = Annotated[
+    str,
+    typer.Option(metavar="N|NAMES", help="How many devices, or their names: d1,d2@acme,d3@acme (name@domain)."),
+]
+Block = Annotated[str, typer.Option(metavar="auto|N|RxC", help="Rows and columns of a block.")]
+Replicas = Annotated[
+    int | None, typer.Option(min=1, help="Devices that hold each block; by default 2, or 1 on fewer than 4 devices.")
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATH", help="A module that stays at the owner, with all below it; may be repeated."),
+]
+PlanSeed = Annotated[
+    int | None, typer.Option(help="Make the plan repeatable, and so UNSAFE: for experiments only.", show_default=False)
+]
+Identity = Annotated[Path, typer.Option(metavar="FILE", help="Your key file, made by owl identity.")]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The key file under which plan files are encrypted; by default fleet.key in your folder of data.",
+        show_default=False,
+    ),
+]
+
+
+def parse_devices(text: str) -> "tuple[Device, ...]":
+    """Return devices from a number, or from names with or without domains, separated by commas.
+
+    Raises:
+        InputError: there are none, two share a name, or a name cannot be one.
+    """
+    from awfulowl.fabric.base import check_name
+    from awfulowl.placement.ledger import UNKNOWN, Device
+    from awfulowl.placement.naming import name_devices
+
+    text = text.strip()
+    if text.lstrip("-").isdigit():
+        return name_devices(int(text))
+    parts = [part.strip().partition("@") for part in text.split(",")]
+    return name_devices([Device(check_name(name), domain or UNKNOWN) for name, _, domain in parts])
+
+
+def parse_block(text: str) -> Literal["auto"] | int | tuple[int, int]:
+    """Return what `--block` means: auto, one number, or rows x columns.
+
+    Raises:
+        InputError: it means nothing.
+    """
+    if text == "auto":
+        return "auto"
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() and len(side) <= 9 for side in sides):
+        raise InputError(f"--block {text!r} is neither auto nor a number such as 64, nor rows x columns such as 64x32")
+    return (int(sides[0]), int(sides[1])) if len(sides) == 2 else int(sides[0])
+
+
+def names(paths: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the values of an option that may be repeated."""
+    return tuple(paths or ())
