@@ -35,7 +35,6 @@ from awfulowl.models.mlp import Mlp
 from awfulowl.models.transformer import Transformer, TransformerConfig
 from awfulowl.models.vgg import Vgg16
 
-
 CORES = torch.get_num_threads()
 
 
