@@ -1,6 +1,6 @@
 """How fast the fabric is: one-way bandwidth and round trip by size of payload, and the size of chunks that follows.
 
-    python benchmarks/fabric.py [--json FILE] [--repeats N]
+    python benchmarks/fabric.py [--quick] [--json FILE] [--repeats N]
 
 NATS runs through the embedded broker, with owner and device in two processes; memory is one process by nature and
 passes references, so its rows are the price of the interface itself. A bandwidth is bytes over the time from the
@@ -217,9 +217,12 @@ def report(rows: Sequence[Row], repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", help="write the results there; - is the standard output")
+    parser.add_argument("--quick", action="store_true", help="3 measurements of each figure")
     parser.add_argument("--repeats", type=int, default=7, help="measurements of each figure (default: 7)")
     parser.add_argument("--device", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.quick:
+        options.repeats = 3
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         if options.device:
             runner.run(serve(*options.device))

@@ -26,6 +26,8 @@ CellKey = tuple[int, int]
 """(panel, cell) by their numbers in the plan."""
 
 _LOADS_AT_ONCE: Final = 2
+"""Of all devices together: each takes a copy of its sheet, and the owner's memory is to stay near the model's."""
+
 _LOAD_TIMEOUT_FACTOR: Final = 6.0
 """Loads are larger than answers, and a device may be busy with another."""
 
@@ -58,6 +60,7 @@ class Deployment:
             (number, cell): set() for number, panel in enumerate(self.panels) for cell in range(len(panel.cells))
         }
         self._loading: dict[tuple[str, CellKey], asyncio.Task[None]] = {}
+        self._loads = asyncio.Semaphore(_LOADS_AT_ONCE)
         self._uses = [0] * len(self.panels)
         self._renewing: set[int] = set()
 
@@ -137,10 +140,9 @@ class Deployment:
     async def _load_duties(self, peer: Peer, meter: "_Meter | None" = None) -> None:
         """Load what the assignment gives a device and it does not hold yet, in sheets of full rectangles."""
         duties = self.assignment.duties(peer.name, self._alive())
-        slots = asyncio.Semaphore(_LOADS_AT_ONCE)
 
         async def one(number: int, cells: Sequence[int]) -> None:
-            async with slots:
+            async with self._loads:
                 try:
                     await self._load(peer, number, cells)
                 except PeerError as error:
