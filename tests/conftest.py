@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+import torch
 
 from awfulowl.errors import BrokerError
 from awfulowl.fabric.base import OWNER
@@ -12,6 +13,9 @@ from awfulowl.fabric.broker import Broker
 from awfulowl.fabric.broker_binary import find_binary, verify_binary
 from awfulowl.fabric.identity import Identity
 from tests.loops import LoopThread
+
+# Tests run side by side, one on each core: threads of PyTorch that wait for each other would only stand in the way.
+torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")

@@ -246,6 +246,7 @@ def test_silent_devices_lose_their_blocks_and_the_owner_theirs() -> None:
     simulate(main())
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(3))
 def test_two_hundred_kills_lose_nothing(seed: int) -> None:
     """Two replicas on twelve devices; one is killed before every request, and comes back a little later."""
