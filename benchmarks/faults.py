@@ -6,7 +6,8 @@ Real processes over the embedded broker. Every answer is compared with the local
 
 kills       2 replicas on 12 devices; a random one is killed again and again while 2 threads ask without a pause, and
             started again as itself.
-liars       2 replicas on 6 devices; of every two devices that hold a block together one lies (1 % off).
+liars       2 replicas on 6 devices; as many lie (1 % off) as leave every block an honest holder. Partners vary from
+            block to block, so that these are fewer than half.
 straggler   2 replicas on 4 devices; one answers 0.1 s before its time is up.
 """
 
@@ -138,7 +139,7 @@ def liars(count: int) -> dict[str, Any]:
 
 
 def one_of_each_pair(plan: Plan) -> list[str]:
-    """Return devices so that every block has a liar among its holders, and an honest one."""
+    """Return devices of which no two hold a block together: each block keeps an honest holder."""
     pairs = {frozenset(cell.holders) for panel in plan.panels for cell in panel.cells}
     dishonest: list[str] = []
     for device in plan.devices:
