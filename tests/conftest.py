@@ -12,7 +12,7 @@ from awfulowl.fabric.base import OWNER
 from awfulowl.fabric.broker import Broker
 from awfulowl.fabric.broker_binary import find_binary, verify_binary
 from awfulowl.fabric.identity import Identity
-from tests.loops import LoopThread
+from awfulowl.owner.loop import LoopThread
 
 # Tests run side by side, one on each core: threads of PyTorch that wait for each other would only stand in the way.
 torch.set_num_threads(1)
