@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from awfulowl.blocks.grid import Grid, make_grid
 from awfulowl.blocks.kernels import Convolution, Dense, product
+from awfulowl.device.dense import Multiply, onednn
 from awfulowl.randomness import Entropy
 from awfulowl.results import Interval, Result, Setting
 from awfulowl.verification.freivalds import VECTORS, Check, Z
@@ -47,7 +48,6 @@ DESIGN_Z: Final = 32
 """Limit of the residue |r y − s x| / (u √(v x² + (r y)²)), with which the design started."""
 
 Make = Callable[[int, int, torch.Generator], Tensor]
-Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
 def normal(batch: int, length: int, generator: torch.Generator) -> Tensor:
@@ -75,8 +75,8 @@ def heavy_tailed(batch: int, length: int, generator: torch.Generator) -> Tensor:
 KINDS: Final[tuple[Make, ...]] = (normal, relu, large_mean, sparse, heavy_tailed)
 
 
-def one_by_one(x: Tensor, weights: Tensor) -> Tensor:
-    return torch.cat([functional.linear(x[index : index + 1], weights) for index in range(len(x))])
+def one_by_one(multiply: Multiply) -> Multiply:
+    return lambda x, weights: torch.cat([multiply(x[index : index + 1], weights) for index in range(len(x))])
 
 
 def sequential(x: Tensor, weights: Tensor) -> Tensor:
@@ -101,12 +101,14 @@ def backends() -> dict[str, Multiply]:
     found: dict[str, Multiply] = {
         "cpu": functional.linear,
         "cpu, 2 threads": two_threads,
-        "cpu, batch 1": one_by_one,
+        "cpu, batch 1": one_by_one(functional.linear),
+        "onednn": onednn,
+        "onednn, batch 1": one_by_one(onednn),
         "sequential": sequential,
     }
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = False
-        found |= {"cuda": on_cuda(functional.linear), "cuda, batch 1": on_cuda(one_by_one)}
+        found |= {"cuda": on_cuda(functional.linear), "cuda, batch 1": on_cuda(one_by_one(functional.linear))}
     return found
 
 

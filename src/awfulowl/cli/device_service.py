@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
+from awfulowl.device.allocator import keep_memory
 from awfulowl.device.store import full_precision
 from awfulowl.device.worker import Offer, Worker
 from awfulowl.errors import InputError
@@ -50,6 +51,7 @@ def serve(url: str, identity: Identity, owner: Enrolment | None, offer: Offer, c
     """
     torch.set_num_threads(offer.threads)
     full_precision()
+    keep_memory()
     fabric = _fabric(url, identity, owner)
 
     async def work() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import torch
 
+from awfulowl.device.allocator import keep_memory
 from awfulowl.device.control import Command, Corrupt, Delay, Join, Report, Told
 from awfulowl.device.lies import Liar
 from awfulowl.device.store import full_precision
@@ -31,6 +32,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format=f"{options.name}: %(message)s")
     torch.set_num_threads(options.threads)
     full_precision()
+    keep_memory()
     identity = _identity(options.identity, options.name)
     _say(identity.enrolment)
     commands = _commands()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from awfulowl.blocks.grid import Span
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel, output_shape, product
+from awfulowl.device.dense import Multiply, fastest, plain
 from awfulowl.errors import LimitError, RefusedError
 from awfulowl.limits import Limits
 from awfulowl.wire.messages import Apply, Sheet, Term
@@ -61,6 +62,7 @@ class Store:
     def __init__(self, limits: Limits, memory_bytes: int, accelerator: str = "cpu") -> None:
         self._limits = limits
         self._accelerator = torch.device(accelerator)
+        self._multiply = fastest() if self._accelerator.type == "cpu" else plain
         self._memory_bytes = min(memory_bytes, limits.device_memory_bytes)
         self._sheets: list[_Held] = []
         self._at: dict[bytes, list[_Held]] = {}  # sheets by the slices that they hold
@@ -144,7 +146,7 @@ class Store:
         self._check_sizes(recipes, x)
         x = x.to(self._accelerator, torch.float32)
         try:
-            return [_sum(recipe, x).cpu() for recipe in recipes]
+            return [_sum(recipe, x, self._multiply).cpu() for recipe in recipes]
         except RuntimeError as error:  # PyTorch's word for shapes that do not fit
             raise RefusedError("apply: the inputs do not fit the blocks") from error
 
@@ -285,15 +287,12 @@ def _join(left: _Product, right: _Product) -> _Product | None:
     return left._replace(weight=weight, source=Span(left.source.start, right.source.stop))
 
 
-def _sum(recipe: _Recipe, x: Tensor) -> Tensor:
+def _sum(recipe: _Recipe, x: Tensor, multiply: Multiply) -> Tensor:
     total: Tensor | None = None
     for weight, kernel, groups, source, target in recipe.products:
         inputs = x[:, source.start : source.stop]
         whole = target.size == recipe.outputs
-        if total is not None and whole and isinstance(kernel, Dense):
-            total.addmm_(inputs, weight.t())
-            continue
-        part = product(kernel, weight, inputs, groups)
+        part = multiply(inputs, weight) if isinstance(kernel, Dense) else product(kernel, weight, inputs, groups)
         if total is None and whole:
             total = part
             continue

@@ -1,0 +1,80 @@
+"""Dense products at a device: PyTorch's own, or oneDNN's where that is right and faster.
+
+PyTorch multiplies float32 matrices on CPUs with MKL, which uses no AVX-512 on processors of other makers. oneDNN, which
+PyTorch brings along for its convolutions, does, and takes half the time there. So a device tries both when it starts.
+"""
+
+import functools
+from collections.abc import Callable
+from time import perf_counter
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from awfulowl.verification.rounding import variance
+
+Multiply = Callable[[Tensor, Tensor], Tensor]
+"""(x (batch, in), W (out, in)) -> x Wᵀ (batch, out), float32."""
+
+_WORTH_IT: Final = 1.2
+"""How much faster it has to be: below this, what everybody uses is the better choice."""
+
+_ROUNDS: Final = 5
+_TRIAL: Final = (64, 512, 1024)
+"""Batch, inputs, outputs of the trial: some hundred microseconds for one product."""
+
+
+def plain(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x Wᵀ as PyTorch does."""
+    return functional.linear(x, weight)
+
+
+def onednn(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x Wᵀ as oneDNN does; of weights that are a part of others as PyTorch does."""
+    if not weight.is_contiguous():
+        return plain(x, weight)  # oneDNN takes these too, by a loop that is a thousand times slower
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, None, "none", [], None)  # noqa: SLF001  no public name
+    return product
+
+
+@functools.cache
+def fastest() -> Multiply:
+    """Return the faster one on this processor, if it is right; tried once in a process, in some milliseconds."""
+    return onednn if is_right(onednn) and _seconds(plain) > _WORTH_IT * _seconds(onednn) else plain
+
+
+def is_right(multiply: Multiply) -> bool:
+    """Say whether errors are those of float32 sums, in a trial against float64; half precision and TF32 are not.
+
+    Their mean square is held to what the owner's check takes for honest (`verification.rounding`).
+    """
+    x, weight = _operands()
+    try:
+        y = multiply(x, weight)
+    except (AttributeError, RuntimeError):  # this build of PyTorch has no such product
+        return False
+    exact = x.double() @ weight.double().T
+    energy = x.double().square() @ weight.double().square().T + exact.square()
+    if y.shape != exact.shape or y.dtype is not torch.float32:
+        return False
+    return bool((y - exact).square().mean() <= variance(x.shape[1]) * energy.mean())
+
+
+def _seconds(multiply: Multiply) -> float:
+    """Return the shortest time of some products: others may be busy on these cores."""
+    x, weight = _operands()
+    multiply(x, weight)
+    times = []
+    for _ in range(_ROUNDS):
+        start = perf_counter()
+        multiply(x, weight)
+        times.append(perf_counter() - start)
+    return min(times)
+
+
+def _operands() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    batch, inputs, outputs = _TRIAL
+    return torch.randn(batch, inputs, generator=generator), torch.randn(outputs, inputs, generator=generator)
