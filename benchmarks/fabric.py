@@ -26,7 +26,7 @@ from typing import Any
 
 import msgspec
 
-from awfulowl.fabric.base import OWNER, Channel, Fabric, Link
+from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload
 from awfulowl.fabric.broker import Broker
 from awfulowl.fabric.identity import Identity
 from awfulowl.fabric.loop import new_event_loop
@@ -79,7 +79,7 @@ class Device:
         await self._link.send(OWNER, b"here")
         return self._link
 
-    def _receive(self, _peer: str, _channel: Channel, payload: bytes) -> None:
+    def _receive(self, _peer: str, _channel: Channel, payload: Payload) -> None:
         if len(payload) == ORDER.size:
             self._order, self._left = ORDER.unpack(payload)
             return
@@ -89,7 +89,7 @@ class Device:
         elif self._left == 0:
             self._reply(b"done")
 
-    def _reply(self, payload: bytes) -> None:
+    def _reply(self, payload: Payload) -> None:
         assert self._link is not None
         task = asyncio.ensure_future(self._link.send(OWNER, payload))
         self._sends.add(task)
@@ -101,7 +101,7 @@ class Owner:
 
     def __init__(self) -> None:
         self.link: Link | None = None
-        self.answers: asyncio.Queue[bytes] = asyncio.Queue()
+        self.answers: asyncio.Queue[Payload] = asyncio.Queue()
 
     async def join(self, fabric: Fabric) -> Link:
         """Join."""

@@ -9,6 +9,9 @@ from awfulowl.fabric.loop import new_event_loop
 T = TypeVar("T")
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
+LOOPS: dict[str, LoopFactory] = {"uvloop": new_event_loop, "asyncio": asyncio.new_event_loop}
+"""What a connection has to work on."""
+
 
 def run(
     work: Coroutine[Any, Any, T], *, timeout_s: float = 30.0, loop_factory: LoopFactory | None = new_event_loop

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from awfulowl.device.store import Store
 from awfulowl.errors import AwfulOwlError, LimitError, PeerError, RefusedError
-from awfulowl.fabric.base import OWNER, Channel, Fabric, Link
+from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload
 from awfulowl.limits import DEFAULT, GIB, Limits
 from awfulowl.randomness import SYSTEM
 from awfulowl.wire import messages as verbs
@@ -108,7 +108,7 @@ class Worker:
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _receive(self, _peer: str, channel: Channel, payload: bytes) -> None:
+    def _receive(self, _peer: str, channel: Channel, payload: Payload) -> None:
         if channel is Channel.HEARTBEAT:
             events = self._session.receive_beat(payload, self._now())
         else:

@@ -28,7 +28,10 @@ class Channel(Enum):
     HEARTBEAT = "hb"
 
 
-Receive = Callable[[str, Channel, bytes], None]
+Payload = bytes | memoryview
+"""What a frame carries as it arrives: a view is read-only, and keeps its memory from being used for other frames."""
+
+Receive = Callable[[str, Channel, Payload], None]
 """(name of the peer, channel, payload): called in the event loop, must not block. What it raises is logged.
 
 Frames of peers that the owner never enrolled may come too, from a broker of others: it looks names up.
@@ -64,7 +67,7 @@ class Link(ABC):
         return self._ended.done()
 
     @final
-    async def send(self, peer: str, payload: bytes, channel: Channel = Channel.MESSAGE) -> None:
+    async def send(self, peer: str, payload: Payload, channel: Channel = Channel.MESSAGE) -> None:
         """Hand over one frame; waits while too much is under way.
 
         When it returns the frame is on its way, no more: who needs to know asks for an answer. If it is
@@ -106,7 +109,7 @@ class Link(ABC):
         """Call back with the reason why the link was lost, or with None when it was closed."""
         self._ended.add_done_callback(lambda ended: call(ended.result()))
 
-    def _hand_over(self, receive: Receive, peer: str, channel: Channel, payload: bytes) -> None:
+    def _hand_over(self, receive: Receive, peer: str, channel: Channel, payload: Payload) -> None:
         """Call `receive` in the next turn of the loop, which logs what it raises and goes on."""
 
         # A closure, not arguments: the loop would log the arguments, and with them the payload.
@@ -126,7 +129,7 @@ class Link(ABC):
             raise ClosedError(self._ended.result() or f"the link of {self.me!r} is closed")
 
     @abstractmethod
-    async def _send(self, peer: str, payload: bytes, channel: Channel) -> None:
+    async def _send(self, peer: str, payload: Payload, channel: Channel) -> None:
         """Called by `send` with what it has checked."""
 
     @abstractmethod

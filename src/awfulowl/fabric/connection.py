@@ -15,6 +15,7 @@ from nats import errors
 from nats.aio.msg import Msg
 
 from awfulowl.errors import BrokerError, ClosedError, InputError, LimitError
+from awfulowl.fabric.base import Payload
 from awfulowl.fabric.identity import Identity
 from awfulowl.fabric.strict_client import StrictClient
 from awfulowl.limits import DEFAULT, MIB, Limits
@@ -127,7 +128,7 @@ class Connection:
         silence = f"no broker lets us in at {self._url} within {self._config.connect_s:g} s ({self._trouble})"
         return f"{silence}: is it running, and is the address right?"
 
-    async def publish(self, subject: str, payload: bytes) -> None:
+    async def publish(self, subject: str, payload: Payload) -> None:
         """Send, once there is a connection and room.
 
         Raises:
@@ -148,8 +149,8 @@ class Connection:
             else:
                 return
 
-    async def _publish_now(self, subject: str, payload: bytes) -> None:
-        publishing = self._client.publish(subject, payload)
+    async def _publish_now(self, subject: str, payload: Payload) -> None:
+        publishing = self._client.publish(subject, payload)  # type: ignore[arg-type]  # views are sent as they are
         if self._client.pending_data_size + len(payload) + _COMMAND_BYTES <= self._config.pending_bytes:
             await publishing
         # The client's own wait for room swallows cancellations, and lasts for ever if it is closed meanwhile.

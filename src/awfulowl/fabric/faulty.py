@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from awfulowl.errors import ClosedError
-from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Receive
+from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload, Receive
 from awfulowl.randomness import Entropy
 
 _RESOLUTION: Final = 1 << 32
@@ -62,8 +62,8 @@ class FaultyFabric(Fabric):
             return await self._inner.join(me, receive)
         arriving = _Disturbance(self._to_owner, self._entropy, self._cut)
 
-        def disturbed(peer: str, channel: Channel, payload: bytes) -> None:
-            def deliver(frame: bytes) -> None:
+        def disturbed(peer: str, channel: Channel, payload: Payload) -> None:
+            def deliver(frame: Payload) -> None:
                 receive(peer, channel, frame)
 
             for frame in arriving.admit(peer, payload, deliver):
@@ -82,8 +82,8 @@ class _FaultyLink(Link):
         self._leaving = leaving
         self._sends: set[asyncio.Task[None]] = set()
 
-    async def _send(self, peer: str, payload: bytes, channel: Channel) -> None:
-        def deliver(frame: bytes) -> None:
+    async def _send(self, peer: str, payload: Payload, channel: Channel) -> None:
+        def deliver(frame: Payload) -> None:
             task = asyncio.ensure_future(self._send_late(peer, frame, channel))
             self._sends.add(task)
             task.add_done_callback(self._sends.discard)
@@ -91,7 +91,7 @@ class _FaultyLink(Link):
         for frame in self._leaving.admit(peer, payload, deliver):
             await self._inner.send(peer, frame, channel)
 
-    async def _send_late(self, peer: str, frame: bytes, channel: Channel) -> None:
+    async def _send_late(self, peer: str, frame: Payload, channel: Channel) -> None:
         with contextlib.suppress(ClosedError):
             await self._inner.send(peer, frame, channel)
 
@@ -110,7 +110,7 @@ class _Disturbance:
         self._timers: set[asyncio.TimerHandle] = set()
         self._held: dict[str, list[Callable[[], None]]] = {}
 
-    def admit(self, peer: str, payload: bytes, deliver: Callable[[bytes], None]) -> list[bytes]:
+    def admit(self, peer: str, payload: Payload, deliver: Callable[[Payload], None]) -> list[Payload]:
         """Return what goes on at once; what comes later is given to `deliver` in its time."""
         if peer in self._cut or self._happens(self._faults.lose):
             return []
@@ -135,7 +135,9 @@ class _Disturbance:
         self._timers.clear()
         self._held.clear()
 
-    def _later(self, wait_s: float, peer: str, frame: bytes, deliver: Callable[[bytes], None]) -> Callable[[], None]:
+    def _later(
+        self, wait_s: float, peer: str, frame: Payload, deliver: Callable[[Payload], None]
+    ) -> Callable[[], None]:
         """Deliver after `wait_s`, or when the returned function is called if that is sooner."""
 
         def release() -> None:
@@ -155,7 +157,7 @@ class _Disturbance:
     def _happens(self, probability: float) -> bool:
         return probability > 0.0 and self._uniform() < probability
 
-    def _flipped(self, payload: bytes) -> bytes:
+    def _flipped(self, payload: Payload) -> Payload:
         if not payload:
             return payload
         bit = self._entropy.below(8 * len(payload))

@@ -3,7 +3,7 @@
 import asyncio
 
 from awfulowl.errors import InputError
-from awfulowl.fabric.base import Channel, Fabric, Link, Receive
+from awfulowl.fabric.base import Channel, Fabric, Link, Payload, Receive
 from awfulowl.limits import DEFAULT, Limits
 
 
@@ -27,13 +27,13 @@ class _MemoryLink(Link):
         self._links = links
         self._receive = receive
 
-    async def _send(self, peer: str, payload: bytes, channel: Channel) -> None:
+    async def _send(self, peer: str, payload: Payload, channel: Channel) -> None:
         if (target := self._links.get(peer)) is not None:
             target.accept(self.me, channel, payload)
         # The turn of the loop that hands the frame over: no sender is ever further ahead than its last frame.
         await asyncio.sleep(0)
 
-    def accept(self, sender: str, channel: Channel, payload: bytes) -> None:
+    def accept(self, sender: str, channel: Channel, payload: Payload) -> None:
         """Take a frame from `sender`."""
         self._hand_over(self._receive, sender, channel, payload)
 

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from nats.aio.msg import Msg
 
 from awfulowl.errors import InputError
-from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Receive
+from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload, Receive
 from awfulowl.fabric.connection import Connection, NatsConfig, check_url
 from awfulowl.fabric.identity import Identity
 
@@ -65,7 +65,7 @@ class _NatsLink(Link):
         peer = message.subject.split(".")[1] if self.me == OWNER else OWNER
         self._hand_over(self._receive, peer, channel, message.data)
 
-    async def _send(self, peer: str, payload: bytes, channel: Channel) -> None:
+    async def _send(self, peer: str, payload: Payload, channel: Channel) -> None:
         subject = _to_device(peer, channel) if self.me == OWNER else _from_device(self.me, channel)
         await self._connection.publish(subject, payload)
 

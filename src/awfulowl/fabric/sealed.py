@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from awfulowl.errors import InputError, ProtocolError
-from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Receive
+from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload, Receive
 from awfulowl.fabric.identity import KEY_BYTES, Identity
 from awfulowl.randomness import SYSTEM
 
@@ -89,7 +89,7 @@ class SealedLink(Link):
         """Frames that did not open: altered, forged, repeated, or of nobody we know."""
         return self._opener.refused
 
-    async def _send(self, peer: str, payload: bytes, channel: Channel) -> None:
+    async def _send(self, peer: str, payload: Payload, channel: Channel) -> None:
         frame = self._keys.pair(peer).seal(payload, channel)
         await self._inner.send(peer, frame, channel)
 
@@ -103,7 +103,7 @@ class _Opener:
         self._keys = keys
         self._receive = receive
 
-    def receive(self, peer: str, channel: Channel, frame: bytes) -> None:
+    def receive(self, peer: str, channel: Channel, frame: Payload) -> None:
         try:
             payload = self._keys.pair(peer).open(frame, channel)
         except (InputError, ProtocolError):
@@ -166,12 +166,12 @@ class _Pair:
     def _derive(self, salt: bytes, info: bytes) -> ChaCha20Poly1305:
         return ChaCha20Poly1305(HKDF(SHA256(), KEY_BYTES, salt, info).derive(self._secret))
 
-    def seal(self, payload: bytes, channel: Channel) -> bytes:
+    def seal(self, payload: Payload, channel: Channel) -> bytes:
         nonce = _NUMBER.pack(self._sent)
         self._sent += 1
         return b"".join([self._salt, nonce, self._cipher.encrypt(nonce, payload, channel.value.encode())])
 
-    def open(self, frame: bytes, channel: Channel) -> bytes:
+    def open(self, frame: Payload, channel: Channel) -> bytes:
         """Return the payload.
 
         Raises:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from awfulowl.errors import DamagedError, GoneError, PeerError, ProtocolError, UnavailableError
-from awfulowl.fabric.base import Channel, Fabric, Link
+from awfulowl.fabric.base import Channel, Fabric, Link, Payload
 from awfulowl.limits import DEFAULT, Limits
 from awfulowl.owner.ledger import Ledger
 from awfulowl.owner.pace import Pace
@@ -191,7 +191,7 @@ class Engine:
         if peer.session.is_open:
             peer.post(peer.session.bye("no longer needed"))
 
-    def _receive(self, name: str, channel: Channel, payload: bytes) -> None:
+    def _receive(self, name: str, channel: Channel, payload: Payload) -> None:
         peer = self.peers.get(name)
         if peer is None or peer.violations > self.policy.max_violations:
             return

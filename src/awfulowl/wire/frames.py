@@ -19,6 +19,7 @@ import xxhash
 
 from awfulowl.errors import DamagedError, LimitError, ProtocolError
 from awfulowl.limits import Limits
+from awfulowl.wire.buffers import BUFFERS
 from awfulowl.wire.codec import ALIGNMENT, Buffer
 from awfulowl.wire.messages import PROTOCOL, check_version
 
@@ -94,7 +95,7 @@ class Assembler:
         if partial.missing:
             return None
         del self._partial[head.number]
-        return self._finish(head.number, memoryview(partial.buffer))
+        return self._finish(head.number, partial.buffer)
 
     def _begin(self, head: _Head) -> "_Partial":
         promised = head.total + sum(len(partial.buffer) for partial in self._partial.values())
@@ -118,7 +119,7 @@ class _Partial:
     __slots__ = ("_first", "_seen", "buffer", "missing")
 
     def __init__(self, head: _Head) -> None:
-        self.buffer = bytearray(head.total)
+        self.buffer = BUFFERS.take(head.total)
         self.missing = head.total
         self._first = head
         self._seen: set[int] = set()

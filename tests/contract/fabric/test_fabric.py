@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 
 from awfulowl.errors import ClosedError, InputError, LimitError
-from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Receive
+from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload, Receive
 from awfulowl.fabric.faulty import FaultyFabric
 from awfulowl.fabric.identity import Identity
-from awfulowl.fabric.loop import new_event_loop
 from awfulowl.fabric.memory import MemoryFabric
 from awfulowl.fabric.nats import NatsFabric
 from awfulowl.fabric.sealed import SealedFabric
 from awfulowl.limits import KIB
 from awfulowl.randomness import Entropy
 from tests.conftest import RunningBroker
-from tests.loops import run, until
+from tests.loops import LOOPS, run, until
 
 DEVICES = ["a", "b", "Device-2_x"]
 Frame = tuple[str, Channel, bytes]
@@ -61,7 +60,6 @@ FABRICS: dict[str, Callable[[pytest.FixtureRequest], Fabric]] = {
     "sealed memory": lambda request: sealed(over_memory(request)),
     "sealed nats": lambda request: sealed(over_nats(request)),
 }
-LOOPS = {"uvloop": new_event_loop, "asyncio": asyncio.new_event_loop}
 
 
 class Meeting:
@@ -75,13 +73,13 @@ class Meeting:
     async def join(self, name: str, receive: Receive | None = None) -> Link:
         frames = self.received[name] = []
 
-        def note(peer: str, channel: Channel, payload: bytes) -> None:
-            frames.append((peer, channel, payload))
+        def note(peer: str, channel: Channel, payload: Payload) -> None:
+            frames.append((peer, channel, bytes(payload)))
 
         link = self.links[name] = await self.fabric.join(name, receive or note)
         return link
 
-    async def send(self, sender: str, receiver: str, payload: bytes, channel: Channel = Channel.MESSAGE) -> None:
+    async def send(self, sender: str, receiver: str, payload: Payload, channel: Channel = Channel.MESSAGE) -> None:
         await self.links[sender].send(receiver, payload, channel)
 
     def payloads(self, name: str, channel: Channel = Channel.MESSAGE) -> list[bytes]:
@@ -257,7 +255,7 @@ def test_a_slow_receiver_gets_more_than_any_buffer_holds(play: Play) -> None:
     async def scene(at: Meeting) -> None:
         sizes: list[int] = []
 
-        def slow(_peer: str, _channel: Channel, payload: bytes) -> None:
+        def slow(_peer: str, _channel: Channel, payload: Payload) -> None:
             time.sleep(0.0005)
             sizes.append(len(payload))
 
@@ -345,8 +343,8 @@ def test_a_receiver_that_fails_is_logged_without_the_payload(play: Play, caplog:
     async def scene(at: Meeting) -> None:
         heard: list[bytes] = []
 
-        def fails_once(_peer: str, _channel: Channel, payload: bytes) -> None:
-            heard.append(payload)
+        def fails_once(_peer: str, _channel: Channel, payload: Payload) -> None:
+            heard.append(bytes(payload))
             if len(heard) == 1:
                 raise RuntimeError("the receiver stumbled")
 
@@ -367,7 +365,7 @@ def test_a_receiver_may_answer_at_once(play: Play) -> None:
     async def scene(at: Meeting) -> None:
         tasks: list[asyncio.Task[Any]] = []
 
-        def echo(_peer: str, channel: Channel, payload: bytes) -> None:
+        def echo(_peer: str, channel: Channel, payload: Payload) -> None:
             tasks.append(asyncio.ensure_future(at.links["a"].send(OWNER, payload, channel)))
 
         await at.links["a"].close()

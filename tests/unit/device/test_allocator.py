@@ -34,8 +34,8 @@ def test_freed_memory_is_used_again_without_faults() -> None:
 
 
 def test_another_c_library_or_system_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
     allocator.keep_memory()
-    monkeypatch.setattr(allocator.sys, "platform", "darwin")
-    monkeypatch.delattr(allocator.ctypes, "CDLL")
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.delattr("ctypes.CDLL")
     allocator.keep_memory()

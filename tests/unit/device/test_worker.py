@@ -6,14 +6,14 @@ import pytest
 
 from awfulowl.device.worker import Offer, Worker
 from awfulowl.errors import ClosedError
-from awfulowl.fabric.base import Channel, Fabric, Link, Receive
+from awfulowl.fabric.base import Channel, Fabric, Link, Payload, Receive
 from tests.loops import run
 
 
 class _LostLink(Link):
     """A link that was lost for good, as every send says."""
 
-    async def _send(self, peer: str, payload: bytes, channel: Channel) -> None:
+    async def _send(self, peer: str, payload: Payload, channel: Channel) -> None:
         raise ClosedError("the broker is lost")
 
     async def _close(self) -> None:

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from awfulowl.errors import BrokerError, ClosedError, InputError
 from awfulowl.fabric import connection
-from awfulowl.fabric.base import OWNER, Channel, Link
+from awfulowl.fabric.base import OWNER, Channel, Link, Payload
 from awfulowl.fabric.broker_binary import find_binary
 from awfulowl.fabric.connection import NatsConfig, check_url
 from awfulowl.fabric.identity import Identity
@@ -33,7 +33,7 @@ from tests.loops import run, until
 IMPATIENT = NatsConfig(connect_s=1.0, reconnect_s=0.5)
 
 
-def ignore(_peer: str, _channel: Channel, _payload: bytes) -> None:
+def ignore(_peer: str, _channel: Channel, _payload: Payload) -> None:
     """Receive and forget."""
 
 
@@ -160,8 +160,8 @@ def server(folder: Path, settings: dict[str, Any], identities: Sequence[Identity
 async def talk(url: str, owner: Identity, device: Identity, config: NatsConfig) -> None:
     """Send a frame each way."""
     heard: list[bytes] = []
-    at_owner = await NatsFabric(url, owner, config).owner(lambda *frame: heard.append(frame[2]))
-    at_device = await NatsFabric(url, device, config).device(device.name, lambda *frame: heard.append(frame[2]))
+    at_owner = await NatsFabric(url, owner, config).owner(lambda *frame: heard.append(bytes(frame[2])))
+    at_device = await NatsFabric(url, device, config).device(device.name, lambda *frame: heard.append(bytes(frame[2])))
     await at_owner.send(device.name, b"down" * KIB)
     await at_device.send(OWNER, b"up" * KIB)
     await until(lambda: len(heard) == 2)

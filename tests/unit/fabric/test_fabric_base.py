@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from awfulowl.errors import ClosedError, InputError
-from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Receive, check_name
+from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload, Receive, check_name
 from tests.loops import run
 
 
@@ -22,8 +22,8 @@ class Fragile(Link):
     def break_down(self, reason: str) -> None:
         self._end(reason)
 
-    async def _send(self, peer: str, payload: bytes, channel: Channel) -> None:
-        self.sent.append((peer, payload, channel))
+    async def _send(self, peer: str, payload: Payload, channel: Channel) -> None:
+        self.sent.append((peer, bytes(payload), channel))
 
     async def _close(self) -> None:
         self.closings += 1

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from awfulowl.fabric.base import OWNER, Channel, Fabric, Link
+from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload
 from awfulowl.fabric.faulty import Faults, FaultyFabric
 from awfulowl.fabric.memory import MemoryFabric
 from awfulowl.randomness import Entropy
@@ -42,8 +42,8 @@ class Noting:
     def __init__(self, heard: list[bytes]) -> None:
         self._heard = heard
 
-    def __call__(self, _peer: str, _channel: Channel, payload: bytes) -> None:
-        self._heard.append(payload)
+    def __call__(self, _peer: str, _channel: Channel, payload: Payload) -> None:
+        self._heard.append(bytes(payload))
 
 
 def send_many(faults: Mapping[str, Faults], count: int = MANY, seed: int = 1) -> Pair:

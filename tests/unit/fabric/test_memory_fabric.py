@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from awfulowl.errors import InputError, LimitError
-from awfulowl.fabric.base import OWNER, Channel
+from awfulowl.fabric.base import OWNER, Channel, Payload
 from awfulowl.fabric.memory import MemoryFabric
 from awfulowl.limits import Limits
 from tests.loops import run
@@ -28,7 +28,7 @@ def test_two_fabrics_do_not_meet() -> None:
         here, there = MemoryFabric(), MemoryFabric()
         heard: list[bytes] = []
         owner = await here.owner(lambda *_: None)
-        await there.device("a", lambda _peer, _channel, payload: heard.append(payload))
+        await there.device("a", lambda _peer, _channel, payload: heard.append(bytes(payload)))
         await owner.send("a", b"?")
         await asyncio.sleep(0)
         assert heard == []
@@ -55,7 +55,7 @@ def test_what_is_under_way_is_bounded_by_the_number_of_senders() -> None:
         fabric = MemoryFabric()
         sent = received = worst = 0
 
-        def receive(_peer: str, _channel: Channel, _payload: bytes) -> None:
+        def receive(_peer: str, _channel: Channel, _payload: Payload) -> None:
             nonlocal received
             received += 1
 

@@ -13,7 +13,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from awfulowl.errors import BrokerError, ClosedError, InputError, LimitError
-from awfulowl.fabric.base import OWNER, Channel, Link, Receive
+from awfulowl.fabric.base import OWNER, Channel, Link, Payload, Receive
 from awfulowl.fabric.broker import Broker, BrokerConfig
 from awfulowl.fabric.connection import NatsConfig
 from awfulowl.fabric.identity import Identity
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("needs_broker")
 IMPATIENT = NatsConfig(connect_s=1.0, reconnect_s=0.5)
 
 
-def ignore(_peer: str, _channel: Channel, _payload: bytes) -> None:
+def ignore(_peer: str, _channel: Channel, _payload: Payload) -> None:
     """Receive and forget."""
 
 
@@ -143,7 +143,7 @@ def test_a_device_may_not_take_part_in_the_frames_of_a_group(broker: RunningBrok
 def test_frames_on_subjects_that_mean_nothing_are_not_received(broker: RunningBroker) -> None:
     async def scene() -> None:
         heard: list[bytes] = []
-        owner = await NatsFabric(broker.url, broker.identity(OWNER)).owner(lambda *frame: heard.append(frame[2]))
+        owner = await NatsFabric(broker.url, broker.identity(OWNER)).owner(lambda *frame: heard.append(bytes(frame[2])))
         pirate = await Pirate().join(broker.url, broker.identity("a"))
         for subject in ["o.a.hb", "o.a.x", "o.a.m.x", "o.a.m"]:
             await pirate.client.publish(subject, subject.encode())
@@ -270,8 +270,8 @@ async def flood(link: Link) -> None:
 def test_a_broker_that_comes_back_finds_everybody_again(caplog: pytest.LogCaptureFixture) -> None:
     async def scene(fleet: Fleet) -> None:
         heard: list[bytes] = []
-        owner = await fleet.join(OWNER, lambda *frame: heard.append(frame[2]))
-        device = await fleet.join("a", lambda *frame: heard.append(frame[2]))
+        owner = await fleet.join(OWNER, lambda *frame: heard.append(bytes(frame[2])))
+        device = await fleet.join("a", lambda *frame: heard.append(bytes(frame[2])))
         port = int(fleet.broker.url.rsplit(":", 1)[1])
         await fleet.broker.stop()
         keys = {name: identity.enrolment.nkey_public for name, identity in fleet.identities.items()}
@@ -328,7 +328,7 @@ def test_many_receivers_that_are_busy_lose_nothing_of_what_the_client_queues() -
     async def scene(fleet: Fleet) -> None:
         heard: list[int] = []
 
-        def busy(_peer: str, _channel: Channel, payload: bytes) -> None:
+        def busy(_peer: str, _channel: Channel, payload: Payload) -> None:
             if len(heard) % 100 == 0:
                 time.sleep(0.005)
             heard.append(int.from_bytes(payload[:4], "big"))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awfulowl.errors import InputError
-from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Receive
+from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload, Receive
 from awfulowl.fabric.identity import Identity
 from awfulowl.fabric.memory import MemoryFabric
 from awfulowl.fabric.sealed import OVERHEAD_BYTES, SALTS, WINDOW, SealedFabric, SealedLink, _Window
@@ -39,8 +39,8 @@ class _EvilLink(Link):
         super().__init__(me, 100_000)
         self._broker = broker
 
-    async def _send(self, peer: str, payload: bytes, channel: Channel) -> None:
-        frame = (self.me, peer, channel, payload)
+    async def _send(self, peer: str, payload: Payload, channel: Channel) -> None:
+        frame = (self.me, peer, channel, bytes(payload))
         self._broker.seen.append(frame)
         if self._broker.honest:
             self._broker.deliver(frame)
@@ -68,12 +68,12 @@ class Party:
         return self
 
     def _noting(self, name: str) -> Receive:
-        def note(peer: str, channel: Channel, payload: bytes) -> None:
-            self.heard[name].append((peer, channel, payload))
+        def note(peer: str, channel: Channel, payload: Payload) -> None:
+            self.heard[name].append((peer, channel, bytes(payload)))
 
         return note
 
-    async def capture(self, sender: str, receiver: str, payload: bytes = b"payload") -> Frame:
+    async def capture(self, sender: str, receiver: str, payload: Payload = b"payload") -> Frame:
         """Let `sender` send something that is not delivered."""
         self.broker.honest = False
         await self.links[sender].send(receiver, payload)

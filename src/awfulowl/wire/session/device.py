@@ -9,7 +9,7 @@ from torch import Tensor
 from awfulowl.errors import InputError, ProtocolError, VersionError
 from awfulowl.limits import Limits
 from awfulowl.randomness import Entropy
-from awfulowl.wire.codec import encode
+from awfulowl.wire.codec import Buffer, encode
 from awfulowl.wire.messages import (
     PROTOCOL,
     Answer,
@@ -98,7 +98,7 @@ class DeviceSession:
         self._called_at = now
         return self._line.frames(encode(self.boot, 0, self._hello, (), self._limits))
 
-    def receive(self, frame: bytes, now: float) -> list[DeviceEvent]:
+    def receive(self, frame: Buffer, now: float) -> list[DeviceEvent]:
         """Take a frame of the owner and return what it means.
 
         A lease that ran out unnoticed, as in a machine that slept, has run out before the frame counts.
@@ -112,7 +112,7 @@ class DeviceSession:
         except ProtocolError as error:
             return [*events, Violation(error)]
 
-    def receive_beat(self, payload: bytes, now: float) -> list[DeviceEvent]:
+    def receive_beat(self, payload: Buffer, now: float) -> list[DeviceEvent]:
         """Take a heartbeat of the owner, which renews the lease."""
         events = self.tick(now)
         try:

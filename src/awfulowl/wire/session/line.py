@@ -57,7 +57,7 @@ class Line:
         self._number += 1
         return list(frames(message, self._number, self._limits.chunk_bytes))
 
-    def message(self, frame: bytes) -> tuple[Header, list[Tensor]] | None:
+    def message(self, frame: Buffer) -> tuple[Header, list[Tensor]] | None:
         """Return the message that a frame completes, if it does.
 
         Raises:
@@ -99,7 +99,7 @@ class Line:
         beat = _BEAT.pack(_MAGIC, PROTOCOL, self._role, session, self._beats)
         return beat + _DIGEST.pack(xxhash.xxh3_64_intdigest(beat))
 
-    def is_alive(self, payload: bytes, session: bytes | None) -> bool:
+    def is_alive(self, payload: Buffer, session: bytes | None) -> bool:
         """Return whether a beat is a new one of the peer in this session; any other is ignored.
 
         Raises:

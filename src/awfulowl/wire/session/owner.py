@@ -9,7 +9,7 @@ from torch import Tensor
 from awfulowl.errors import GoneError, InputError, LimitError, ProtocolError
 from awfulowl.limits import Limits
 from awfulowl.randomness import Entropy
-from awfulowl.wire.codec import encode
+from awfulowl.wire.codec import Buffer, encode
 from awfulowl.wire.messages import (
     PROTOCOL,
     Answer,
@@ -103,7 +103,7 @@ class OwnerSession:
         """Bytes that may still be put under way; below 0 after a single request larger than the credit."""
         return self._limits.credit_bytes - sum(request.cost_bytes for request in self._open.values())
 
-    def receive(self, frame: bytes, now: float) -> list[OwnerEvent]:
+    def receive(self, frame: Buffer, now: float) -> list[OwnerEvent]:
         """Take a frame of the device and return what it means."""
         if self.state is OwnerState.CLOSED:
             return []
@@ -113,7 +113,7 @@ class OwnerSession:
         except ProtocolError as error:
             return [Violation(error)]
 
-    def receive_beat(self, payload: bytes, now: float) -> list[OwnerEvent]:
+    def receive_beat(self, payload: Buffer, now: float) -> list[OwnerEvent]:
         """Take a heartbeat of the device; it is news only when the device was silent."""
         try:
             alive = self._line.is_alive(payload, self.handle)
