@@ -24,8 +24,6 @@ from awfulowl.placement.ledger import Device
 from awfulowl.placement.plan import Plan, model_digest
 from awfulowl.placement.survey import Part, parts_of
 
-_MATH_THREADS = 2
-
 
 class Fleet:
     """Devices that can be given models. Synchronous and thread-safe; unusable after a fork and after `close`.
@@ -44,8 +42,9 @@ class Fleet:
     ) -> None:
         self.devices = tuple(devices)
         self._loop = loop or LoopThread()
-        self._executor = single_threaded(_MATH_THREADS)
-        self._engine = Engine(fabric, policy or Policy(), limits=limits, executor=self._executor)
+        policy = policy or Policy()
+        self._executor = single_threaded(policy.math_threads)
+        self._engine = Engine(fabric, policy, limits=limits, executor=self._executor)
         self._scattered: weakref.WeakKeyDictionary[nn.Module, tuple[Deployment, tuple[Part, ...]]] = (
             weakref.WeakKeyDictionary()
         )

@@ -61,6 +61,7 @@ class Engine:
         self._link: Link | None = None
         self._watchers: list[Watcher] = []
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._sending = asyncio.Lock()
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
@@ -116,7 +117,7 @@ class Engine:
                     silence_s=self.policy.silence_s,
                 )
                 session = wire.OwnerSession(name, self.limits, self.entropy, timing)
-                self.peers[name] = Peer(name, self._link, session, self.ledger)
+                self.peers[name] = Peer(name, self._link, session, self.ledger, self._sending)
 
     def watch(self, watcher: Watcher) -> None:
         """Tell `watcher` from now on when devices come and go."""

@@ -38,6 +38,10 @@ class Piece(NamedTuple):
     tensors: list[Tensor]
     request: int
 
+    def samples(self, part: slice) -> "Piece":
+        """Return the answer for some samples, as views."""
+        return self._replace(tensors=[tensor[part] for tensor in self.tensors])
+
 
 class Outputs(NamedTuple):
     """The rows that are wanted of a panel, in order, and where each lies in the result."""

@@ -36,7 +36,7 @@ class Standing(Enum):
 class Peer:
     """Asks one device and waits for its answers, within its byte credit."""
 
-    def __init__(self, name: str, link: Link, session: OwnerSession, ledger: Ledger) -> None:
+    def __init__(self, name: str, link: Link, session: OwnerSession, ledger: Ledger, sending: asyncio.Lock) -> None:
         self.name = name
         self.session = session
         self.standing = Standing.ABSENT
@@ -47,6 +47,7 @@ class Peer:
         """The last requests whose answers went into a sum. Answers to cover traffic, and those that lost against a
         replica's, never do."""
         self._link = link
+        self._sending = sending
         self._ledger = ledger
         self._waiting: dict[int, asyncio.Future[list[Tensor]]] = {}
         self._freed = asyncio.Event()
@@ -91,10 +92,15 @@ class Peer:
             raise GoneError(f"{self.name}: no credit within {timeout_s} s") from error
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Hand frames to the fabric, in order."""
-        for frame in frames:
-            self._ledger.bytes_sent += len(frame)
-            await self._link.send(self.name, frame)
+        """Hand frames to the fabric, in order, and whole messages one after the other.
+
+        All devices share the owner's line. If messages shared it too, all would be complete at the end, and until
+        then nobody could multiply.
+        """
+        async with self._sending:
+            for frame in frames:
+                self._ledger.bytes_sent += len(frame)
+                await self._link.send(self.name, frame)
 
     def post(self, frames: Sequence[bytes]) -> None:
         """Send without waiting: for messages that nobody waits for."""

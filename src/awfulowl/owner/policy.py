@@ -43,6 +43,9 @@ class Policy:
     parts_in_flight: int = 8
     """Parts of one product under way at once."""
 
+    math_threads: int = 2
+    """Threads of the owner's arithmetic, beside the user's; fixed when a fleet is opened."""
+
     load_bytes: int = 8 * MIB
     """Sheets of about this size are loaded."""
 

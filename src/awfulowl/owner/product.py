@@ -2,7 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.layout import Layout, Outputs, Piece, add_up, answer_bytes, fits, inputs_of
 
 _NOBODY: frozenset[str] = frozenset()
+
+_WORTH_SHARING: Final = 1 << 16
+"""Outputs from which on more than one thread checks them: a call of a thread costs as much as some thousands."""
 
 
 class Product:
@@ -60,18 +65,22 @@ class Product:
         shape = output_shape(self._grid.kernel, self._outputs.size, self._grid.size, x.shape)
         y = torch.empty(shape, dtype=torch.float32)
         bytes_per_sample = 4 * max(x[0].numel(), y[0].numel())
-        step = max(1, self._engine.policy.part_bytes // bytes_per_sample)
+        count = max(1, math.ceil(bytes_per_sample * x.shape[0] / self._engine.policy.part_bytes))
         slots = asyncio.Semaphore(self._engine.policy.parts_in_flight)
 
-        async def one(start: int) -> None:
+        async def one(part: slice) -> None:
             async with slots:
-                await self._part(x[start : start + step], y[start : start + step])
+                await self._part(x[part], y[part], checks=1 if count > 1 else self._checks(y))
 
-        await together(one(start) for start in range(0, x.shape[0], step))
+        await together(one(part) for part in _evenly(x.shape[0], count))
         self._deployment.used(self._number, x.shape[0])
         return y
 
-    async def _part(self, x: Tensor, out: Tensor) -> None:
+    def _checks(self, y: Tensor) -> int:
+        """Return by how many threads a part that is alone is added up and checked."""
+        return self._engine.policy.math_threads if y.numel() > _WORTH_SHARING else 1
+
+    async def _part(self, x: Tensor, out: Tensor, checks: int) -> None:
         """Fill `out` with a checked product; every round that fails costs at least one liar its place."""
         self._engine.ledger.parts += 1
         every_cell = range(len(self._panel.cells))
@@ -79,23 +88,28 @@ class Product:
         for _ in range(2 + len(self._engine.peers)):
             for piece in pieces:
                 self._engine.peers[piece.device].used.append(piece.request)
-            if await self._engine.compute(lambda: self._finish(pieces, x, out)):  # noqa: B023  awaited at once
+            if all(await together(self._finish(pieces, x, out, part) for part in _evenly(x.shape[0], checks))):
                 return
             pieces = await self._blame(pieces, x)
         raise UnavailableError(f"{self._panel.name}: answers keep failing the check; see fleet.events")
 
-    def _finish(self, pieces: Sequence[Piece], x: Tensor, out: Tensor) -> bool:
-        """Add the pieces into `out` and check the total; count what was checked."""
+    async def _finish(self, pieces: Sequence[Piece], x: Tensor, out: Tensor, part: slice) -> bool:
+        """Add some samples of the pieces into `out` and check the total; count what was checked."""
         if not all(fits(piece, self._grid, x) for piece in pieces):
             return False
+        chosen = [piece.samples(part) for piece in pieces]
+        accepted, checked = await self._engine.compute(lambda: self._add_and_check(chosen, x[part], out[part]))
+        self._engine.ledger.checks += checked
+        self._engine.ledger.checks_failed += checked - accepted
+        return accepted == checked
+
+    def _add_and_check(self, pieces: Sequence[Piece], x: Tensor, out: Tensor) -> tuple[int, int]:
+        """Return how many samples were accepted, of how many that were checked."""
         add_up(pieces, self._layouts, self._outputs, out)
         if not self._engine.policy.verify:
-            return True
+            return 0, 0
         accepted = self._deployment.checks[self._number].accepts(x, out, rows=self._rows())
-        self._engine.ledger.checks += accepted.numel()
-        failed = int(accepted.numel() - accepted.sum())
-        self._engine.ledger.checks_failed += failed
-        return failed == 0
+        return int(accepted.sum()), accepted.numel()
 
     def _rows(self) -> tuple[int, ...] | None:
         return None if len(self._outputs.rows) == len(self._grid.rows) else self._outputs.rows
@@ -221,3 +235,9 @@ class Product:
         )
         self._engine.pace.observe(device, self._kind(x), self._engine.now() - started)
         return [Piece(device, layout, answer.tensors, answer.request)]
+
+
+def _evenly(samples: int, count: int) -> Iterator[slice]:
+    """Cut a batch into `count` parts of nearly one size, fewer where there are fewer samples."""
+    edges = [samples * index // count for index in range(count + 1)]
+    return (slice(start, stop) for start, stop in pairwise(edges) if start < stop)
