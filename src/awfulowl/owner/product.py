@@ -3,8 +3,9 @@
 import asyncio
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +16,20 @@ from awfulowl.errors import GoneError, InputError, PeerError, UnavailableError
 from awfulowl.owner.deployment import Deployment, KeptError
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.layout import Layout, Outputs, Piece, add_up, answer_bytes, fits, inputs_of
+from awfulowl.verification.freivalds import Expectation
+from awfulowl.wire.buffers import empty
 
 _NOBODY: frozenset[str] = frozenset()
 
-_WORTH_SHARING: Final = 1 << 16
+_WORTH_SHARING: Final = 1 << 17
 """Outputs from which on more than one thread checks them: a call of a thread costs as much as some thousands."""
+
+
+class Batch(NamedTuple):
+    """Some samples of a request, and the event that their first inputs are cut: what can wait waits until then."""
+
+    x: Tensor
+    asked: asyncio.Event
 
 
 class Product:
@@ -63,7 +73,7 @@ class Product:
     async def _all_parts(self, x: Tensor) -> Tensor:
         """Cut the batch into parts that travel while others are multiplied."""
         shape = output_shape(self._grid.kernel, self._outputs.size, self._grid.size, x.shape)
-        y = torch.empty(shape, dtype=torch.float32)
+        y = empty(shape)
         bytes_per_sample = 4 * max(x[0].numel(), y[0].numel())
         count = max(1, math.ceil(bytes_per_sample * x.shape[0] / self._engine.policy.part_bytes))
         slots = asyncio.Semaphore(self._engine.policy.parts_in_flight)
@@ -83,50 +93,72 @@ class Product:
     async def _part(self, x: Tensor, out: Tensor, checks: int) -> None:
         """Fill `out` with a checked product; every round that fails costs at least one liar its place."""
         self._engine.ledger.parts += 1
-        every_cell = range(len(self._panel.cells))
-        pieces = await self._cover(every_cell, x, _NOBODY)
-        for _ in range(2 + len(self._engine.peers)):
-            for piece in pieces:
-                self._engine.peers[piece.device].used.append(piece.request)
-            if all(await together(self._finish(pieces, x, out, part) for part in _evenly(x.shape[0], checks))):
-                return
-            pieces = await self._blame(pieces, x)
+        batch = Batch(x, asyncio.Event())
+        parts = tuple(_evenly(x.shape[0], checks))
+        expecting = asyncio.ensure_future(self._expect(batch, parts))
+        try:
+            pieces = await self._cover(range(len(self._panel.cells)), batch, _NOBODY)
+            batch.asked.set()
+            for _ in range(2 + len(self._engine.peers)):
+                for piece in pieces:
+                    self._engine.peers[piece.device].used.append(piece.request)
+                checked = zip(parts, await expecting, strict=True)
+                if all(
+                    await together(self._finish(pieces, batch, out[part], part, held_to) for part, held_to in checked)
+                ):
+                    return
+                pieces = await self._blame(pieces, batch)
+                expecting = asyncio.ensure_future(self._expect(batch, parts))
+        finally:
+            expecting.cancel()
         raise UnavailableError(f"{self._panel.name}: answers keep failing the check; see fleet.events")
 
-    async def _finish(self, pieces: Sequence[Piece], x: Tensor, out: Tensor, part: slice) -> bool:
+    async def _expect(self, batch: Batch, parts: Sequence[slice]) -> list[Expectation | None]:
+        """Compute what the answers are held to, while devices multiply; None where nothing is checked."""
+        await batch.asked.wait()
+        if not self._engine.policy.verify:
+            return [None for _ in parts]
+        check = self._deployment.checks[self._number]
+        rows = None if len(self._outputs.rows) == len(self._grid.rows) else self._outputs.rows
+
+        def one(part: slice) -> Expectation:
+            return check.expect(batch.x[part], rows=rows)
+
+        return await together(self._engine.compute(partial(one, part)) for part in parts)
+
+    async def _finish(
+        self, pieces: Sequence[Piece], batch: Batch, out: Tensor, part: slice, held_to: Expectation | None
+    ) -> bool:
         """Add some samples of the pieces into `out` and check the total; count what was checked."""
-        if not all(fits(piece, self._grid, x) for piece in pieces):
+        if not all(fits(piece, self._grid, batch.x) for piece in pieces):
             return False
         chosen = [piece.samples(part) for piece in pieces]
-        accepted, checked = await self._engine.compute(lambda: self._add_and_check(chosen, x[part], out[part]))
+        accepted, checked = await self._engine.compute(lambda: self._add_and_check(chosen, out, held_to))
         self._engine.ledger.checks += checked
         self._engine.ledger.checks_failed += checked - accepted
         return accepted == checked
 
-    def _add_and_check(self, pieces: Sequence[Piece], x: Tensor, out: Tensor) -> tuple[int, int]:
+    def _add_and_check(self, pieces: Sequence[Piece], out: Tensor, held_to: Expectation | None) -> tuple[int, int]:
         """Return how many samples were accepted, of how many that were checked."""
         add_up(pieces, self._layouts, self._outputs, out)
-        if not self._engine.policy.verify:
+        if held_to is None:
             return 0, 0
-        accepted = self._deployment.checks[self._number].accepts(x, out, rows=self._rows())
+        accepted = held_to.accepts(out)
         return int(accepted.sum()), accepted.numel()
 
-    def _rows(self) -> tuple[int, ...] | None:
-        return None if len(self._outputs.rows) == len(self._grid.rows) else self._outputs.rows
-
-    async def _blame(self, pieces: Sequence[Piece], x: Tensor) -> list[Piece]:
+    async def _blame(self, pieces: Sequence[Piece], batch: Batch) -> list[Piece]:
         """Check every device singly, quarantine the liars, and have their cells done by others.
 
         Raises:
             InputError: nobody lied: the inputs or the true product are not finite.
         """
-        guilty = [piece for piece in pieces if not await self._engine.compute(lambda: self._is_right(piece, x))]  # noqa: B023
+        guilty = [piece for piece in pieces if not await self._engine.compute(lambda: self._is_right(piece, batch.x))]  # noqa: B023
         if not guilty:
             # Every part is right and the sum is not: bad luck at the edge of the tolerance, under these vectors.
-            self._check_range(x)
+            self._check_range(batch.x)
             self._deployment.renew(self._number)
-            return await self._cover(range(len(self._panel.cells)), x, _NOBODY)
-        self._check_range(x)
+            return await self._cover(range(len(self._panel.cells)), batch, _NOBODY)
+        self._check_range(batch.x)
         for piece in guilty:
             self._engine.ledger.lies_caught += 1
             self._engine.quarantine(
@@ -135,7 +167,7 @@ class Product:
         self._deployment.renew(self._number)
         again = [cell for piece in guilty for cell in piece.layout.cells]
         honest = [piece for piece in pieces if piece not in guilty]
-        return honest + await self._cover(again, x, frozenset(piece.device for piece in guilty))
+        return honest + await self._cover(again, batch, frozenset(piece.device for piece in guilty))
 
     def _is_right(self, piece: Piece, x: Tensor) -> bool:
         if not fits(piece, self._grid, x):
@@ -159,28 +191,28 @@ class Product:
         if bound > torch.finfo(torch.float32).max:
             raise InputError(f"{self._panel.name}: inputs of {largest:.1e} may lead out of the range of float32")
 
-    async def _cover(self, cells: Iterable[int], x: Tensor, avoid: frozenset[str]) -> list[Piece]:
+    async def _cover(self, cells: Iterable[int], batch: Batch, avoid: frozenset[str]) -> list[Piece]:
         """Get these cells done by devices other than `avoid`, as far as there are others."""
         shares = await self._deployment.route(self._number, cells, avoid)
-        done = await together(self._obtain(device, share, x, avoid) for device, share in shares.items())
+        done = await together(self._obtain(device, share, batch, avoid) for device, share in shares.items())
         return [piece for pieces in done for piece in pieces]
 
-    async def _obtain(self, device: str, cells: Sequence[int], x: Tensor, avoid: frozenset[str]) -> list[Piece]:
+    async def _obtain(self, device: str, cells: Sequence[int], batch: Batch, avoid: frozenset[str]) -> list[Piece]:
         """Ask one device; ask replicas too when it is slow, and instead of it when it fails."""
         layout = self._layouts.lay_out(cells, self._outputs.rows)
         if not layout.terms:
             return []
         spawn = asyncio.get_running_loop().create_task
-        first: asyncio.Task[list[Piece]] = spawn(self._ask(device, layout, x))
+        first: asyncio.Task[list[Piece]] = spawn(self._ask(device, layout, batch))
         running = {first}
         try:
-            wait_s = self._patience_s(x)
+            wait_s = self._patience_s(batch.x)
             done, _ = await asyncio.wait(running, timeout=wait_s)
             if not done and self._deployment.has_others(self._number, cells, avoid | {device}):
                 self._engine.ledger.hedged += 1
-                self._engine.pace.observe(device, self._kind(x), wait_s, finished=False)
-                running.add(spawn(self._cover(cells, x, avoid | {device})))
-            return await self._first(running, first, device, cells, x, avoid)
+                self._engine.pace.observe(device, self._kind(batch.x), wait_s, finished=False)
+                running.add(spawn(self._cover(cells, batch, avoid | {device})))
+            return await self._first(running, first, device, cells, batch, avoid)
         finally:
             for task in running:
                 task.cancel()
@@ -191,7 +223,7 @@ class Product:
         first: asyncio.Task[list[Piece]],
         device: str,
         cells: Sequence[int],
-        x: Tensor,
+        batch: Batch,
         avoid: frozenset[str],
     ) -> list[Piece]:
         """Return the first success among the running; when only the device was asked and failed, ask others."""
@@ -212,7 +244,7 @@ class Product:
         if failure is not None:
             raise failure
         self._engine.ledger.failovers += 1
-        return await self._cover(cells, x, avoid | {device})
+        return await self._cover(cells, batch, avoid | {device})
 
     def _kind(self, x: Tensor) -> tuple[int, int, int]:
         return (id(self._deployment), self._number, x.shape[0].bit_length())
@@ -222,18 +254,19 @@ class Product:
         policy = self._engine.policy
         return policy.hedge_first_s if usual is None else max(policy.hedge_min_s, policy.hedge_factor * usual)
 
-    async def _ask(self, device: str, layout: Layout, x: Tensor) -> list[Piece]:
+    async def _ask(self, device: str, layout: Layout, batch: Batch) -> list[Piece]:
         peer = self._engine.peers[device]
         if not peer.alive:
             raise GoneError(f"{device}: it is gone")
         started = self._engine.now()
-        inputs = await self._engine.compute(lambda: inputs_of(layout, self._grid, x))
-        size = answer_bytes(layout, self._grid, x)
+        inputs = await self._engine.compute(lambda: inputs_of(layout, self._grid, batch.x))
+        batch.asked.set()
+        size = answer_bytes(layout, self._grid, batch.x)
         peer.last = (layout.body, inputs, size)
         answer = await peer.ask(
             layout.body, [inputs], timeout_s=self._engine.policy.answer_timeout_s, answer_bytes=size
         )
-        self._engine.pace.observe(device, self._kind(x), self._engine.now() - started)
+        self._engine.pace.observe(device, self._kind(batch.x), self._engine.now() - started)
         return [Piece(device, layout, answer.tensors, answer.request)]
 
 

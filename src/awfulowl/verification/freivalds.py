@@ -66,7 +66,7 @@ from awfulowl.blocks.kernels import output_shape
 from awfulowl.errors import InputError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.rounding import variance
-from awfulowl.verification.sums import Sums, sums
+from awfulowl.verification.sums import Expected, Sums, compare, expect
 from awfulowl.verification.vectors import Keeping, project, reached
 
 VECTORS: Final = 3
@@ -141,15 +141,29 @@ class Check:
             InputError: the shapes of x or y are not those of the rows and columns, or `rows` was not named in
                 `apart`.
         """
-        residue, deviation = self._measure(x, y, columns, rows)
-        tolerance = self._z * deviation
-        return ((residue <= tolerance) & tolerance.isfinite()).all(dim=1)
+        return self.expect(x, columns=columns, rows=rows).accepts(y)
+
+    def expect(
+        self, x: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None
+    ) -> "Expectation":
+        """Do what can be done before there is an answer, with the secrets of now. Arguments as for `accepts`.
+
+        Raises:
+            InputError: the shape of x is not that of the columns, or `rows` was not named in `apart`.
+        """
+        secrets = self._keeping.select(rows, columns)
+        kernel, size = self.grid.kernel, self.grid.size
+        outputs, inputs = secrets.r.shape[1], secrets.s.shape[-1]
+        if x.dim() != 2 + len(size) or x.shape[1] != inputs:
+            raise InputError(f"a check of {inputs} inputs got inputs of shape {tuple(x.shape)}")
+        shape = output_shape(kernel, outputs, size, x.shape)
+        return Expectation(expect(kernel, secrets, x, shape[2:]), shape, variance(self._terms(columns)), self._z)
 
     def tolerance(
         self, x: Tensor, y: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None
     ) -> Tensor:
         """Return τ for each sample and vector, (batch, k) float64. Arguments and errors as for `accepts`."""
-        return self._z * self._measure(x, y, columns, rows)[1]
+        return self.expect(x, columns=columns, rows=rows).tolerance(y)
 
     def residue(
         self, x: Tensor, y: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None
@@ -158,8 +172,7 @@ class Check:
 
         Arguments and errors as for `accepts`, which allows at most z.
         """
-        residue, deviation = self._measure(x, y, columns, rows)
-        return torch.where(residue == 0, residue, residue / deviation)
+        return self.expect(x, columns=columns, rows=rows).residue(y)
 
     def matches(
         self, rectangle: Tensor, *, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None
@@ -187,23 +200,41 @@ class Check:
         allowed = 2 * 2.0**-52 * (outputs + 2) ** 1.5 * v.sqrt()
         return bool(allowed.isfinite().all() and ((s - secrets.s).abs() <= allowed).all())
 
-    def _measure(
-        self, x: Tensor, y: Tensor, columns: Sequence[int] | None, rows: Sequence[int] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Return |r y − s x| and σ, (batch, k) each."""
-        secrets = self._keeping.select(rows, columns)
-        kernel, size = self.grid.kernel, self.grid.size
-        outputs, inputs = secrets.r.shape[1], secrets.s.shape[-1]
-        if x.dim() != 2 + len(size) or x.shape[1] != inputs:
-            raise InputError(f"a check of {inputs} inputs got inputs of shape {tuple(x.shape)}")
-        if tuple(y.shape) != (expected := output_shape(kernel, outputs, size, x.shape)):
-            raise InputError(f"a check got an answer of shape {tuple(y.shape)}, not {expected}")
-        measured: Sums = sums(kernel, secrets, x, y)
-        return measured.residue.T, (variance(self._terms(columns)) * measured.energy).sqrt_().T
-
     def _terms(self, columns: Sequence[int] | None) -> int:
         """Return how many products an output is the sum of."""
         inputs = self.grid.inputs // self.grid.groups
         if columns is not None:
             inputs = min(inputs, sum(self.grid.columns[column].span.size for column in columns))
         return inputs * prod(self.grid.size)
+
+
+class Expectation:
+    """What an answer to known inputs is held to; made by `Check.expect`."""
+
+    def __init__(self, expected: Expected, shape: Sequence[int], variance: float, z: float) -> None:
+        self._expected = expected
+        self._shape = tuple(shape)
+        self._variance = variance
+        self._z = z
+
+    def accepts(self, y: Tensor) -> Tensor:
+        """Say for each sample whether y is W x: (batch,) bool. Arguments and errors as for `Check.accepts`."""
+        residue, deviation = self._measure(y)
+        tolerance = self._z * deviation
+        return ((residue <= tolerance) & tolerance.isfinite()).all(dim=1)
+
+    def tolerance(self, y: Tensor) -> Tensor:
+        """Return τ for each sample and vector, (batch, k) float64."""
+        return self._z * self._measure(y)[1]
+
+    def residue(self, y: Tensor) -> Tensor:
+        """Return |r y − s x| / σ for each sample and vector, (batch, k) float64; 0 where nothing is off."""
+        residue, deviation = self._measure(y)
+        return torch.where(residue == 0, residue, residue / deviation)
+
+    def _measure(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return |r y − s x| and σ, (batch, k) each."""
+        if tuple(y.shape) != self._shape:
+            raise InputError(f"a check got an answer of shape {tuple(y.shape)}, not {self._shape}")
+        measured: Sums = compare(self._expected, y)
+        return measured.residue.T, (self._variance * measured.energy).sqrt_().T

@@ -26,6 +26,17 @@ _LEAST_ENERGY: Final = 2.0**-90
 _MOST_ENERGY: Final = 2.0**120
 
 
+class Expected(NamedTuple):
+    """What the inputs alone tell: s x as `product` (k, B, *space') float64, and v x² in units of `unit` (k, B)."""
+
+    kernel: Kernel
+    secrets: Vectors
+    x: Tensor
+    spread: Tensor
+    product: Tensor
+    energy: Tensor
+
+
 class Sums(NamedTuple):
     """What a check of B samples with k vectors compares: (k, B) float64 each.
 
@@ -38,45 +49,72 @@ class Sums(NamedTuple):
 
 
 @torch.no_grad()
-def sums(kernel: Kernel, secrets: Vectors, x: Tensor, y: Tensor) -> Sums:
-    """Compare inputs and outputs with the secrets.
+def expect(kernel: Kernel, secrets: Vectors, x: Tensor, positions: Sequence[int]) -> Expected:
+    """Do what can be done before there is an answer: the larger half of the work for a convolution.
 
     Args:
         kernel: the product that y should be.
         secrets: those of the rows in y and of the columns in x.
-        x: (batch, inputs) or (batch, inputs, *space), any floating type.
-        y: (batch, outputs) or (batch, outputs, *space').
+        x: (batch, inputs) or (batch, inputs, *space), any floating type. It must not change until the comparison.
+        positions: space', empty for a dense product.
     """
-    v = _spread(kernel, secrets.v, x.shape[2:], y.shape[2:])
-    count = max(1, _CHUNK // max(1, prod(x.shape[1:]), prod(y.shape[1:])))
-    chunks = list(zip(torch.split(x, count), torch.split(y, count), strict=True))
-    residue = torch.cat([_residue(kernel, secrets, *chunk) for chunk in chunks], dim=1)
-    energy = torch.cat([_energies(v, secrets.r_squared, *chunk) for chunk in chunks], dim=2).double()
+    spread = _spread(kernel, secrets.v, x.shape[2:], positions)
+    chunks = _chunks(x)
+    product = _joined([_multiply(kernel, secrets.s, chunk, positions) for chunk in chunks])
+    energy = _joined([_energy_of_inputs(spread, chunk) for chunk in chunks])
+    return Expected(kernel, secrets, x, spread, product, energy)
+
+
+@torch.no_grad()
+def compare(expected: Expected, y: Tensor) -> Sums:
+    """Compare an answer with what was expected.
+
+    y: (batch, outputs) or (batch, outputs, *space').
+    """
+    secrets, chunks = expected.secrets, _chunks(y)
+    parts = torch.split(expected.product, len(chunks[0]), dim=1)
+    residue = _joined([_residue(secrets.r, *pair) for pair in zip(chunks, parts, strict=True)])
+    of_outputs = _joined([_energy_of_outputs(secrets.r_squared, chunk) for chunk in chunks])
+    energy = torch.stack([expected.energy, of_outputs]).double()
     safe = ((energy > _LEAST_ENERGY) & (energy < _MOST_ENERGY)).all(dim=1).all(dim=0)
-    again = (~safe).nonzero()[:, 0]
-    if len(again):
-        rest = x[again].double(), y[again].double()
-        energy[:, :, again] = _energies(v.double(), secrets.r_squared.double(), *rest)
+    if not bool(safe.all()):
+        again = (~safe).nonzero()[:, 0]
+        energy[0, :, again] = _energy_of_inputs(expected.spread.double(), expected.x[again].double())
+        energy[1, :, again] = _energy_of_outputs(secrets.r_squared.double(), y[again].double())
     return Sums(residue, secrets.unit * energy[0] + energy[1])
 
 
-def _energies(v: Tensor, r_squared: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return v x² in units of `unit`, and r² y²: (2, k, batch), in the precision of v.
+def _chunks(x: Tensor) -> Sequence[Tensor]:
+    return torch.split(x, max(1, _CHUNK // max(1, prod(x.shape[1:]))))
 
-    v: (k, inputs * positions); r_squared: (k, outputs).
-    """
-    squares = torch.square(x.to(v.dtype), out=_BUFFERS.take("x", v.dtype, x.shape)).flatten(1)
+
+def _joined(chunks: Sequence[Tensor]) -> Tensor:
+    return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks), dim=1)
+
+
+def _energy_of_inputs(spread: Tensor, x: Tensor) -> Tensor:
+    """Return v x² in units of `unit`: (k, batch), in the precision of `spread` (k, inputs * positions)."""
+    squares = torch.square(x.to(spread.dtype), out=_BUFFERS.take("x", spread.dtype, x.shape))
+    return spread @ squares.flatten(1).T
+
+
+def _energy_of_outputs(r_squared: Tensor, y: Tensor) -> Tensor:
+    """Return r² y²: (k, batch), in the precision of r_squared (k, outputs)."""
     if y.dim() == 2:
-        powers = torch.square(y.to(v.dtype), out=_BUFFERS.take("y", v.dtype, y.shape))
+        powers = torch.square(y.to(r_squared.dtype), out=_BUFFERS.take("x", r_squared.dtype, y.shape))
     else:
-        powers = torch.linalg.vector_norm(y.to(v.dtype).flatten(2), dim=2).square_()
-    return torch.stack([v @ squares.T, r_squared @ powers.T])
+        powers = torch.linalg.vector_norm(y.to(r_squared.dtype).flatten(2), dim=2).square_()
+    return r_squared @ powers.T
 
 
-def _residue(kernel: Kernel, secrets: Vectors, x: Tensor, y: Tensor) -> Tensor:
-    if isinstance(kernel, Dense):
-        return (_weigh(secrets.r, y) - _weigh(secrets.s, x)).abs_()
-    difference = _weigh(secrets.r, y) - _convolve(kernel, secrets.s, x, y.shape[2:])
+def _multiply(kernel: Kernel, s: Tensor, x: Tensor, positions: Sequence[int]) -> Tensor:
+    return _weigh(s, x) if isinstance(kernel, Dense) else _convolve(kernel, s, x, positions)
+
+
+def _residue(r: Tensor, y: Tensor, product: Tensor) -> Tensor:
+    difference = _weigh(r, y) - product
+    if y.dim() == 2:
+        return difference.abs_()
     length: Tensor = torch.linalg.vector_norm(difference.flatten(2), dim=2)
     return length
 

@@ -6,13 +6,20 @@ each, and takes it back when it is freed.
 
 import threading
 import weakref
+from collections.abc import Sequence
+from math import prod
 from typing import Any, Final
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from awfulowl.limits import KIB, MIB
 
 Lease = np.ndarray[tuple[int], np.dtype[np.uint8]]
+
+ALIGNMENT: Final = 64
+"""What processors read at once, and PyTorch's own memory begins with."""
 
 _LEAST_BYTES: Final = 64 * KIB
 """Smaller memory comes from what the allocator has at hand."""
@@ -28,7 +35,9 @@ class _Block:
     """Memory, and whoever has it now. A view of a part of it keeps the whole lease alive."""
 
     def __init__(self, size: int) -> None:
-        self.memory: Final = np.empty(size, np.uint8)
+        raw = np.empty(size + ALIGNMENT, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        self.memory: Final = raw[start : start + size]
         self._lease: weakref.ref[Lease] | None = None
 
     @property
@@ -67,3 +76,11 @@ class Buffers(threading.local):
 
 
 BUFFERS: Final = Buffers()
+
+
+def empty(shape: Sequence[int]) -> Tensor:
+    """Return an uninitialised float32 tensor in such memory."""
+    count = prod(shape)
+    if 4 * count < _LEAST_BYTES:
+        return torch.empty(*shape)
+    return torch.frombuffer(BUFFERS.take(4 * count), dtype=torch.float32).view(*shape)

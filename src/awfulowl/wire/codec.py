@@ -33,6 +33,7 @@ from torch import Tensor
 
 from awfulowl.errors import InputError, LimitError, ProtocolError
 from awfulowl.limits import Limits
+from awfulowl.wire.buffers import ALIGNMENT
 from awfulowl.wire.messages import (
     PROTOCOL,
     Body,
@@ -55,7 +56,6 @@ if sys.byteorder != "little":
 Buffer = bytes | bytearray | memoryview
 
 MAGIC: Final = b"OWL"
-ALIGNMENT: Final = 64
 DTYPES: Final[dict[Dtype, torch.dtype]] = {
     "float32": torch.float32,
     "float16": torch.float16,

@@ -19,8 +19,8 @@ import xxhash
 
 from awfulowl.errors import DamagedError, LimitError, ProtocolError
 from awfulowl.limits import Limits
-from awfulowl.wire.buffers import BUFFERS
-from awfulowl.wire.codec import ALIGNMENT, Buffer
+from awfulowl.wire.buffers import ALIGNMENT, BUFFERS
+from awfulowl.wire.codec import Buffer
 from awfulowl.wire.messages import PROTOCOL, check_version
 
 MAGIC: Final = b"OWF"

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from awfulowl.blocks.kernels import Kernel
 from awfulowl.randomness import Entropy
 from awfulowl.verification import sums as module
-from awfulowl.verification.sums import Sums, sums
+from awfulowl.verification.sums import Sums, compare, expect
 from awfulowl.verification.vectors import Keeping, Vectors
 from tests.unit.verification.shapes import Layer, convolution, dense, layers, slow_measure, some
 
@@ -19,6 +20,10 @@ LARGEST_SCALE, SMALLEST_SCALE = 1e18, 1e-18
 
 def secrets_of(layer: Layer) -> Vectors:
     return Keeping([layer.weights], layer.grid, Entropy(5), 3, []).select(None, None)
+
+
+def sums(kernel: Kernel, secrets: Vectors, x: torch.Tensor, y: torch.Tensor) -> Sums:
+    return compare(expect(kernel, secrets, x, y.shape[2:]), y)
 
 
 def measure(layer: Layer, y: torch.Tensor) -> Sums:

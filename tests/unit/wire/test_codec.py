@@ -17,7 +17,8 @@ from torch import Tensor
 
 from awfulowl.errors import InputError, LimitError, ProtocolError, VersionError
 from awfulowl.limits import DEFAULT, MIB
-from awfulowl.wire.codec import ALIGNMENT, DTYPES, decode, encode
+from awfulowl.wire.buffers import ALIGNMENT
+from awfulowl.wire.codec import DTYPES, decode, encode
 from awfulowl.wire.messages import (
     PROTOCOL,
     Answer,

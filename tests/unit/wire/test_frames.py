@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from awfulowl.errors import DamagedError, LimitError, ProtocolError, VersionError
 from awfulowl.limits import DEFAULT, MIB
-from awfulowl.wire.codec import ALIGNMENT, decode, encode
+from awfulowl.wire.buffers import ALIGNMENT
+from awfulowl.wire.codec import decode, encode
 from awfulowl.wire.frames import FRAME_HEADER_BYTES, Assembler, frames
 from awfulowl.wire.messages import PROTOCOL, Answer
 

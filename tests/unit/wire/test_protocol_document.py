@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from awfulowl.limits import DEFAULT, GIB, KIB, MIB
-from awfulowl.wire.codec import ALIGNMENT, DTYPES, decode, encode
+from awfulowl.wire.buffers import ALIGNMENT
+from awfulowl.wire.codec import DTYPES, decode, encode
 from awfulowl.wire.frames import FRAME_HEADER_BYTES, Assembler, frames
 from awfulowl.wire.messages import PROTOCOL, Apply, Body, DeviceBody, OwnerBody, Request, Term, verb
 from awfulowl.wire.session import DeviceState, OwnerState, Timing
