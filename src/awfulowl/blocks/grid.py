@@ -9,7 +9,8 @@ group only. There a column is a run of whole groups with one row of its own; a g
 than a block has columns and rows for itself, cut inside the group.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 
 import msgspec
@@ -131,7 +132,13 @@ def _cut(start: int, stop: int, width: int) -> list[Span]:
 
 
 @torch.no_grad()
-def rectangle(weights: Sequence[Tensor], grid: Grid, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+def rectangle(
+    weights: Sequence[Tensor],
+    grid: Grid,
+    rows: Sequence[int],
+    columns: Sequence[int],
+    empty: Callable[[Sequence[int]], Tensor] = partial(torch.empty, dtype=torch.float32),  # noqa: B008  a function
+) -> Tensor:
     """Copy the blocks rows x columns out of weights stacked along their outputs.
 
     The stack is never made: only what is asked for is copied.
@@ -141,6 +148,7 @@ def rectangle(weights: Sequence[Tensor], grid: Grid, rows: Sequence[int], column
         grid: how the stack is cut.
         rows: indexes of rows, in the order wanted.
         columns: indexes of columns, in the order wanted; a column of several groups comes alone.
+        empty: makes the float32 tensor that is filled, from its shape.
 
     Returns:
         (sum of row sizes, sum of slice sizes / groups, *size), contiguous float32.
@@ -153,7 +161,7 @@ def rectangle(weights: Sequence[Tensor], grid: Grid, rows: Sequence[int], column
         shapes = [tuple(weight.shape) for weight in weights]
         raise ModelError(f"weights of shapes {shapes} do not stack to the grid's {grid.shape}")
     down, across = _sides(grid, rows, columns)
-    piece = torch.empty(_size(down), _size(across), *grid.size, dtype=torch.float32)
+    piece = empty((_size(down), _size(across), *grid.size))
     strips = [
         weight[max(run.start - top, 0) : max(run.stop - top, 0)]
         for run in down

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from awfulowl.device.allocator import keep_memory
+from awfulowl.allocator import keep_memory
 from awfulowl.device.store import full_precision
 from awfulowl.device.worker import Offer, Worker
 from awfulowl.errors import InputError

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from awfulowl.device.allocator import keep_memory
+from awfulowl.allocator import keep_memory
 from awfulowl.device.control import Command, Corrupt, Delay, Join, Report, Told
 from awfulowl.device.lies import Liar
 from awfulowl.device.store import full_precision

@@ -8,6 +8,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from awfulowl.allocator import give_back
 from awfulowl.errors import InputError, PlanError, ScatteredError
 from awfulowl.fabric.base import Fabric
 from awfulowl.limits import DEFAULT, Limits
@@ -101,6 +102,7 @@ class Fleet:
         weights = {name: product.weights for part in parts for name, product in part.products().items()}
         deployment = Deployment(self._engine, plan, weights, on_change)
         self._loop.run(deployment.start(timeout_s, progress), timeout_s + 30)
+        give_back()  # loading took copies of the weights, sheet by sheet
         scattered = scatter(model, deployment, parts, self._loop)
         self._scattered[scattered] = deployment, parts
         return scattered

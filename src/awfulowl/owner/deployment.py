@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awfulowl.allocator import mapped
 from awfulowl.blocks.grid import Span, rectangle
 from awfulowl.blocks.kernels import product
 from awfulowl.errors import LocalError, ModelError, PeerError, UnavailableError
@@ -25,8 +26,8 @@ Progress = Callable[[int, int], None]
 CellKey = tuple[int, int]
 """(panel, cell) by their numbers in the plan."""
 
-_LOADS_AT_ONCE: Final = 2
-"""Of all devices together: each takes a copy of its sheet, and the owner's memory is to stay near the model's."""
+_LOADS_AT_ONCE: Final = 1
+"""Of all devices together: each takes two copies of its sheet, and the owner's memory is to stay near the model's."""
 
 _LOAD_TIMEOUT_FACTOR: Final = 6.0
 """Loads are larger than answers, and a device may be busy with another."""
@@ -198,7 +199,7 @@ class Deployment:
         self.engine.changed()
 
     def _rectangle(self, number: int, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-        tensor = rectangle(self.weights[number], self.panels[number].grid, rows, columns)
+        tensor = rectangle(self.weights[number], self.panels[number].grid, rows, columns, mapped)
         if not self.checks[number].matches(tensor, rows=rows, columns=columns):
             raise ModelError(
                 f"{self.panels[number].name}: the weights changed since they were scattered; scatter the model again"

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -91,7 +91,7 @@ class Peer:
         except TimeoutError as error:
             raise GoneError(f"{self.name}: no credit within {timeout_s} s") from error
 
-    async def send(self, frames: Sequence[bytes]) -> None:
+    async def send(self, frames: Iterable[bytes]) -> None:
         """Hand frames to the fabric, in order, and whole messages one after the other.
 
         All devices share the owner's line. If messages shared it too, all would be complete at the end, and until
@@ -102,7 +102,7 @@ class Peer:
                 self._ledger.bytes_sent += len(frame)
                 await self._link.send(self.name, frame)
 
-    def post(self, frames: Sequence[bytes]) -> None:
+    def post(self, frames: Iterable[bytes]) -> None:
         """Send without waiting: for messages that nobody waits for."""
         task = asyncio.get_running_loop().create_task(self.send(frames))
         self._sends.add(task)

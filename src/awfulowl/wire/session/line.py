@@ -2,7 +2,7 @@
 
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Final
 
@@ -54,8 +54,12 @@ class Line:
 
     def frames(self, message: Sequence[Buffer]) -> list[bytes]:
         """Return the frames of a message under a number of its own."""
+        return list(self.frames_as_sent(message))
+
+    def frames_as_sent(self, message: Sequence[Buffer]) -> Iterator[bytes]:
+        """Return the same, each made when it is asked for: what they are made of must not change until then."""
         self._number += 1
-        return list(frames(message, self._number, self._limits.chunk_bytes))
+        return frames(message, self._number, self._limits.chunk_bytes)
 
     def message(self, frame: Buffer) -> tuple[Header, list[Tensor]] | None:
         """Return the message that a frame completes, if it does.

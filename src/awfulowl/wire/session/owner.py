@@ -1,6 +1,6 @@
 """The owner's end of the conversation with one device."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -134,14 +134,14 @@ class OwnerSession:
         deadline: float,
         answer_bytes: int = 0,
         repeat_of: int | None = None,
-    ) -> tuple[int, list[bytes]]:
-        """Return the id of a request and its frames.
+    ) -> tuple[int, Iterator[bytes]]:
+        """Return the id of a request and its frames, each made when it is asked for.
 
         The caller waits for `free_credit_bytes`; a request is not held back here.
 
         Args:
             body: what is to be done.
-            tensors: as the verb says.
+            tensors: as the verb says; they must not change until the last frame is made.
             now: the time.
             deadline: the time at which the request expires.
             answer_bytes: size of the expected answer, which counts against the credit.
@@ -162,7 +162,7 @@ class OwnerSession:
         cost = sum(map(len, message)) + answer_bytes
         self._open[request_id] = _Open(now, deadline, cost, body.answer_tensors())
         self._next_id = max(self._next_id, request_id + 1)
-        return request_id, self._line.frames(message)
+        return request_id, self._line.frames_as_sent(message)
 
     def cancel(self, request_id: int) -> list[bytes]:
         """Forget a request and return the frames that tell the device; none if it has ended."""
