@@ -3,9 +3,9 @@
     python benchmarks/serving.py [--quick] [--json FILE] [--models mlp vgg16 transformer] [--devices 2 4]
 
 The best possible is a cost model: plain time + bytes / bandwidth of the fabric + trips x its round trip, all measured
-in this run, on the same cores. `ratio` is the measured time over it, with verification on. The rounds are interleaved
-(plain, verified, unverified, plain, ...), and the medians are compared, so that a machine whose speed drifts does
-not favour one of them.
+in this run, on the same cores, the fabric before and after each model. `ratio` is the measured time over it, with
+verification on. The rounds are interleaved (plain, verified, unverified, plain, ...), and the medians are compared, so
+that a machine whose speed drifts does not favour one of them. In brackets: a 95 % interval of the median over rounds.
 """
 
 import os
@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import subprocess
@@ -35,7 +36,31 @@ from awfulowl.models.mlp import Mlp
 from awfulowl.models.transformer import Transformer, TransformerConfig
 from awfulowl.models.vgg import Vgg16
 
-CORES = torch.get_num_threads()
+Times = tuple[list[float], list[float], list[float]]
+"""Plain, verified and unverified, in seconds, round by round."""
+
+
+class Spread(NamedTuple):
+    """A median, and the order statistics that hold it with 95 % (the sign test turned round)."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Network(NamedTuple):
+    """What the fabric gives."""
+
+    bytes_per_s: float
+    trip_s: float
+
+
+def spread(values: list[float]) -> Spread:
+    ordered = sorted(values)
+    reach = math.ceil(0.98 * math.sqrt(len(ordered)))
+    middle = len(ordered) / 2
+    low, high = math.floor(middle - reach), math.ceil(middle + reach) - 1
+    return Spread(statistics.median(ordered), ordered[max(0, low)], ordered[min(len(ordered) - 1, high)])
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -49,10 +74,11 @@ class Row(msgspec.Struct, frozen=True):
     bytes: int
     trips: int
     best_s: float
-    ratio: float
-    throughput: float
-    verification: float
+    ratio: Spread
+    throughput: Spread
+    verification: Spread
     max_abs_diff: float
+    rounds: int
 
 
 class Case(NamedTuple):
@@ -74,18 +100,52 @@ def cases() -> dict[str, Callable[[], Case]]:
     }
 
 
-def fabric(*, quick: bool) -> tuple[float, float]:
-    """Return (bytes a second, seconds a round trip) of the fabric, measured by `fabric.py`."""
+def fabric(*, quick: bool) -> Network:
+    """Measure the fabric with `fabric.py`."""
     command = [sys.executable, str(Path(__file__).with_name("fabric.py")), "--json", "-"]
-    command += ["--repeats", "3" if quick else "7"]
+    command += ["--repeats", "3" if quick else "5"]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
     results = json.loads(output)
     rows = {row["payload_bytes"]: row for row in results["rows"] if row["fabric"] == "nats"}
     bandwidth = rows[results["chunk_bytes"]]["bandwidth_mb_s"]["median"] * 1e6
-    return bandwidth, rows[min(rows)]["round_trip_ms"]["median"] / 1e3
+    return Network(bandwidth, rows[min(rows)]["round_trip_ms"]["median"] / 1e3)
 
 
-def measure(name: str, case: Case, devices: int, rounds: int, network: tuple[float, float]) -> Row:
+class Measured(NamedTuple):
+    """Times of one model on one number of devices, before they are held against the fabric's."""
+
+    model: str
+    devices: int
+    times: Times
+    bytes: int
+    trips: int
+    max_abs_diff: float
+
+    def against(self, network: Network) -> Row:
+        """Hold the times against the best possible."""
+        plain_s, scattered_s, unverified_s = map(statistics.median, self.times)
+        best_s = plain_s + self.bytes / network.bytes_per_s + self.trips * network.trip_s
+        _, scattered, unverified = self.times
+        return Row(
+            model=self.model,
+            devices=self.devices,
+            plain_s=plain_s,
+            scattered_s=scattered_s,
+            unverified_s=unverified_s,
+            bytes=self.bytes,
+            trips=self.trips,
+            best_s=best_s,
+            ratio=spread([time / best_s for time in scattered]),
+            throughput=spread([plain_s / time for time in scattered]),
+            verification=spread(
+                [with_it / without - 1 for with_it, without in zip(scattered, unverified, strict=True)]
+            ),
+            max_abs_diff=self.max_abs_diff,
+            rounds=len(scattered),
+        )
+
+
+def measure(name: str, case: Case, devices: int, rounds: int) -> Measured:
     model, x = case.model.eval(), case.x
     with owl.local_fleet(devices=devices) as fleet, torch.inference_mode():
         plan = owl.plan(model, x[:1], devices=fleet, replicas=1)
@@ -96,38 +156,19 @@ def measure(name: str, case: Case, devices: int, rounds: int, network: tuple[flo
         after = fleet.statistics
         moved = sum(after[name] - before[name] for name in ("bytes_sent", "bytes_received"))
         trips = after["requests"] - before["requests"]
-        plain_s, scattered_s, unverified_s = interleave(model, scattered, x, fleet, rounds)
-    bandwidth, round_trip_s = network
-    best_s = plain_s + moved / bandwidth + trips * round_trip_s
-    return Row(
-        model=name,
-        devices=devices,
-        plain_s=plain_s,
-        scattered_s=scattered_s,
-        unverified_s=unverified_s,
-        bytes=moved,
-        trips=trips,
-        best_s=best_s,
-        ratio=scattered_s / best_s,
-        throughput=plain_s / scattered_s,
-        verification=scattered_s / unverified_s - 1,
-        max_abs_diff=difference,
-    )
+        times = interleave(model, scattered, x, fleet, rounds)
+    return Measured(name, devices, times, moved, trips, difference)
 
 
-def interleave(
-    model: nn.Module, scattered: nn.Module, x: Tensor, fleet: Fleet, rounds: int
-) -> tuple[float, float, float]:
-    """Return the medians of plain, verified and unverified time."""
+def interleave(model: nn.Module, scattered: nn.Module, x: Tensor, fleet: Fleet, rounds: int) -> Times:
+    """Return plain, verified and unverified times."""
     verified, unverified = fleet.policy, replace(fleet.policy, verify=False)
-    times: tuple[list[float], list[float], list[float]] = ([], [], [])
+    times: Times = ([], [], [])
     for number in range(rounds + 1):
         for policy, run, taken in zip(
             (verified, verified, unverified), (model, scattered, scattered), times, strict=True
         ):
             fleet.policy = policy
-            # Plain PyTorch has all cores; on the fleet each device has a thread, and the owner one.
-            torch.set_num_threads(CORES if run is model else 1)
             if run is model:
                 run(x)  # so that it is timed at its best, with its threads awake and its weights in the cache
             start = perf_counter()
@@ -135,15 +176,17 @@ def interleave(
             if number > 0:
                 taken.append(perf_counter() - start)
     fleet.policy = verified
-    return statistics.median(times[0]), statistics.median(times[1]), statistics.median(times[2])
+    return times
 
 
 def show(row: Row) -> None:
     print(
         f"{row.model:12}{row.devices:3d} devices  plain {1e3 * row.plain_s:7.1f} ms  "
-        f"scattered {1e3 * row.scattered_s:7.1f} ms  best {1e3 * row.best_s:7.1f} ms  ratio {row.ratio:.2f}  "
-        f"throughput {row.throughput:.2f}  verification {row.verification:+.1%}  {row.bytes / 1e6:.0f} MB  "
-        f"{row.trips} trips  max diff {row.max_abs_diff:.1e}",
+        f"scattered {1e3 * row.scattered_s:7.1f} ms  best {1e3 * row.best_s:7.1f} ms  "
+        f"ratio {row.ratio.median:.2f} ({row.ratio.low:.2f} - {row.ratio.high:.2f})  "
+        f"throughput {row.throughput.median:.2f}  verification {row.verification.median:+.1%} "
+        f"({row.verification.low:+.1%} - {row.verification.high:+.1%})  {row.bytes / 1e6:.0f} MB  {row.trips} trips  "
+        f"max diff {row.max_abs_diff:.1e}  {row.rounds} rounds",
         flush=True,
     )
 
@@ -159,28 +202,29 @@ def main() -> None:
     torch.manual_seed(0)
     models = options.models or (["mlp"] if options.quick else list(cases()))
     numbers = options.devices or ([2] if options.quick else [2, 4])
-    network = fabric(quick=options.quick)
-    print(f"fabric: {network[0] / 1e6:.0f} MB/s, round trip {1e3 * network[1]:.2f} ms", flush=True)
-    rows = []
+    rows, networks = [], [fabric(quick=options.quick)]
     for name in models:
         case = cases()[name]()
-        for devices in numbers:
-            rounds = options.rounds or (5 if options.quick else 15 if name == "mlp" else 7)
-            rows.append(measure(name, case, devices, rounds, network))
+        rounds = options.rounds or (5 if options.quick else 60 if name == "mlp" else 12)
+        measured = [measure(name, case, devices, rounds) for devices in numbers]
+        networks.append(fabric(quick=options.quick))
+        network = Network(*(statistics.mean(pair) for pair in zip(*networks[-2:], strict=True)))
+        print(f"fabric: {network.bytes_per_s / 1e6:.0f} MB/s, round trip {1e3 * network.trip_s:.2f} ms", flush=True)
+        for one in measured:
+            rows.append(one.against(network))
             show(rows[-1])
     if options.json:
-        write(options.json, rows, network)
+        write(options.json, rows, networks)
 
 
-def write(file: str, rows: list[Row], network: tuple[float, float]) -> None:
+def write(file: str, rows: list[Row], networks: list[Network]) -> None:
     results: dict[str, Any] = {
         "benchmark": "serving",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cores": os.cpu_count(),
         "seed": 0,
-        "bandwidth_bytes_s": network[0],
-        "round_trip_s": network[1],
+        "fabric": [network._asdict() for network in networks],
         "rows": msgspec.to_builtins(rows),
     }
     text = json.dumps(results, indent=2) + "\n"
