@@ -43,6 +43,7 @@ class Product:
         self._grid = self._panel.grid
         self._layouts = deployment.layouts[panel]
         self._outputs = Outputs.of(self._grid, rows)
+        self._parts_left = 0
 
     async def multiply(self, x: Tensor) -> Tensor:
         """Return the wanted rows of W x: (batch, rows) or (batch, rows, *space), float32, checked.
@@ -77,73 +78,70 @@ class Product:
         bytes_per_sample = 4 * max(x[0].numel(), y[0].numel())
         count = max(1, math.ceil(bytes_per_sample * x.shape[0] / self._engine.policy.part_bytes))
         slots = asyncio.Semaphore(self._engine.policy.parts_in_flight)
+        self._parts_left = count
 
         async def one(part: slice) -> None:
             async with slots:
-                await self._part(x[part], y[part], checks=1 if count > 1 else self._checks(y))
+                await self._part(x[part], y[part])
+                self._parts_left -= 1
 
         await together(one(part) for part in _evenly(x.shape[0], count))
         self._deployment.used(self._number, x.shape[0])
         return y
 
-    def _checks(self, y: Tensor) -> int:
-        """Return by how many threads a part that is alone is added up and checked."""
-        return self._engine.policy.math_threads if y.numel() > _WORTH_SHARING else 1
-
-    async def _part(self, x: Tensor, out: Tensor, checks: int) -> None:
+    async def _part(self, x: Tensor, out: Tensor) -> None:
         """Fill `out` with a checked product; every round that fails costs at least one liar its place."""
         self._engine.ledger.parts += 1
         batch = Batch(x, asyncio.Event())
-        parts = tuple(_evenly(x.shape[0], checks))
-        expecting = asyncio.ensure_future(self._expect(batch, parts))
+        expecting = asyncio.ensure_future(self._expect(batch))
         try:
             pieces = await self._cover(range(len(self._panel.cells)), batch, _NOBODY)
             batch.asked.set()
             for _ in range(2 + len(self._engine.peers)):
                 for piece in pieces:
                     self._engine.peers[piece.device].used.append(piece.request)
-                checked = zip(parts, await expecting, strict=True)
-                if all(
-                    await together(self._finish(pieces, batch, out[part], part, held_to) for part, held_to in checked)
-                ):
+                if await self._finish(pieces, batch, out, await expecting):
                     return
                 pieces = await self._blame(pieces, batch)
-                expecting = asyncio.ensure_future(self._expect(batch, parts))
+                expecting = asyncio.ensure_future(self._expect(batch))
         finally:
             expecting.cancel()
         raise UnavailableError(f"{self._panel.name}: answers keep failing the check; see fleet.events")
 
-    async def _expect(self, batch: Batch, parts: Sequence[slice]) -> list[Expectation | None]:
-        """Compute what the answers are held to, while devices multiply; None where nothing is checked."""
+    async def _expect(self, batch: Batch) -> Expectation | None:
+        """Compute what the answer is held to, while devices multiply; None where nothing is checked."""
         await batch.asked.wait()
         if not self._engine.policy.verify:
-            return [None for _ in parts]
+            return None
         check = self._deployment.checks[self._number]
         rows = None if len(self._outputs.rows) == len(self._grid.rows) else self._outputs.rows
-
-        def one(part: slice) -> Expectation:
-            return check.expect(batch.x[part], rows=rows)
-
-        return await together(self._engine.compute(partial(one, part)) for part in parts)
+        return await self._engine.compute(lambda: check.expect(batch.x, rows=rows))
 
     async def _finish(
-        self, pieces: Sequence[Piece], batch: Batch, out: Tensor, part: slice, held_to: Expectation | None
+        self, pieces: Sequence[Piece], batch: Batch, out: Tensor, expectation: Expectation | None
     ) -> bool:
-        """Add some samples of the pieces into `out` and check the total; count what was checked."""
+        """Add the pieces into `out` and check the total; count what was checked."""
         if not all(fits(piece, self._grid, batch.x) for piece in pieces):
             return False
-        chosen = [piece.samples(part) for piece in pieces]
-        accepted, checked = await self._engine.compute(lambda: self._add_and_check(chosen, out, held_to))
+        # While there are other parts, each has a thread to itself; the last one would leave the others idle.
+        alone = self._parts_left == 1 and out.numel() > _WORTH_SHARING
+        parts = _evenly(out.shape[0], self._engine.policy.math_threads if alone else 1)
+        counts = await together(
+            self._engine.compute(partial(self._add_and_check, pieces, out, expectation, part)) for part in parts
+        )
+        accepted, checked = sum(count[0] for count in counts), sum(count[1] for count in counts)
         self._engine.ledger.checks += checked
         self._engine.ledger.checks_failed += checked - accepted
         return accepted == checked
 
-    def _add_and_check(self, pieces: Sequence[Piece], out: Tensor, held_to: Expectation | None) -> tuple[int, int]:
-        """Return how many samples were accepted, of how many that were checked."""
-        add_up(pieces, self._layouts, self._outputs, out)
-        if held_to is None:
+    def _add_and_check(
+        self, pieces: Sequence[Piece], out: Tensor, expectation: Expectation | None, part: slice
+    ) -> tuple[int, int]:
+        """Return how many samples of `part` were accepted, of how many that were checked."""
+        add_up([piece.samples(part) for piece in pieces], self._layouts, self._outputs, out[part])
+        if expectation is None:
             return 0, 0
-        accepted = held_to.accepts(out)
+        accepted = expectation.samples(part).accepts(out[part])
         return int(accepted.sum()), accepted.numel()
 
     async def _blame(self, pieces: Sequence[Piece], batch: Batch) -> list[Piece]:

@@ -217,6 +217,14 @@ class Expectation:
         self._variance = variance
         self._z = z
 
+    def samples(self, part: slice) -> "Expectation":
+        """Return what is expected of some samples of the batch, as views."""
+        expected, batch = self._expected, len(self._expected.x[part])
+        chosen = expected._replace(
+            x=expected.x[part], product=expected.product[:, part], energy=expected.energy[:, part]
+        )
+        return Expectation(chosen, (batch, *self._shape[1:]), self._variance, self._z)
+
     def accepts(self, y: Tensor) -> Tensor:
         """Say for each sample whether y is W x: (batch,) bool. Arguments and errors as for `Check.accepts`."""
         residue, deviation = self._measure(y)
