@@ -16,8 +16,13 @@ _M_TOP_PAD: Final = -2
 _M_MMAP_THRESHOLD: Final = -3
 """Numbers of mallopt(3)."""
 
+_MAPPED_BYTES: Final = 1 << 25
+"""What is larger is mapped; the most that mallopt(3) allows."""
+
 _KEPT_BYTES: Final = 1 << 30
 _STEP_BYTES: Final = 1 << 26
+
+_PRIVATE: Final = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
 
 
 def keep_memory() -> None:
@@ -30,9 +35,9 @@ def keep_memory() -> None:
         return
     with contextlib.suppress(AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-        mallopt(_M_TOP_PAD, _STEP_BYTES)
+        if mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES):  # or the others would only turn off what adapts by itself
+            mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+            mallopt(_M_TOP_PAD, _STEP_BYTES)
 
 
 def give_back() -> None:
@@ -50,5 +55,6 @@ def mapped(shape: Sequence[int]) -> Tensor:
     """Return a float32 tensor of zeros whose memory goes back to the system as soon as it is freed."""
     count = prod(shape)
     if count == 0:
-        return torch.empty(tuple(shape))
-    return torch.frombuffer(mmap.mmap(-1, 4 * count), dtype=torch.float32).view(tuple(shape))
+        return torch.empty(tuple(shape), dtype=torch.float32)
+    memory = mmap.mmap(-1, 4 * count, **_PRIVATE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(tuple(shape))

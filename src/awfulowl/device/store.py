@@ -256,7 +256,9 @@ def _hold(sheet: Sheet, tensor: Tensor, accelerator: torch.device) -> _Held:
         raise RefusedError("load: a sheet with groups is one block of a convolution")
     if sheet.groups > 1 and (wanted[0] % sheet.groups or sheet.slice_sizes[0] % sheet.groups):
         raise RefusedError("load: the groups do not divide the block")
-    return _Held(tensor.to(accelerator, torch.float32), sheet.kernel, sheet.groups, rows, slices)
+    # A copy: the tensor lies in memory for frames, which a device would hold as long as the weights.
+    weight = tensor.to(accelerator, torch.float32, copy=True)
+    return _Held(weight, sheet.kernel, sheet.groups, rows, slices)
 
 
 def _spans(handles: Sequence[bytes], sizes: Sequence[int]) -> dict[bytes, Span]:

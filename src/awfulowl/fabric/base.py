@@ -70,7 +70,8 @@ class Link(ABC):
     async def send(self, peer: str, payload: Payload, channel: Channel = Channel.MESSAGE) -> None:
         """Hand over one frame; waits while too much is under way.
 
-        When it returns the frame is on its way, no more: who needs to know asks for an answer. If it is
+        When it returns the frame is on its way, no more: who needs to know asks for an answer. The payload must not
+        change afterwards: it may still be read. If it is
         cancelled nobody knows whether the frame was sent.
 
         Raises:

@@ -136,7 +136,7 @@ class Broker:
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 start_new_session=True,
-                env={**os.environ, "GOGC": _GOGC},
+                env={"GOGC": _GOGC, **os.environ},
             )
         except OSError as error:
             raise BrokerError(f"the broker {binary} cannot be started: {error.strerror}") from error

@@ -35,6 +35,7 @@ class DirectTransport(Transport):
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: float) -> None:  # noqa: ARG002
         """Connect in the clear."""
+        self.close()
         stream = Stream()
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(connect_timeout):
@@ -53,8 +54,13 @@ class DirectTransport(Transport):
         plain, secured = self.stream, Stream()
         host = uri if isinstance(uri, str) else uri.hostname
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(connect_timeout):
-            transport = await loop.start_tls(plain.transport, secured, ssl_context, server_hostname=host)
+        try:
+            async with asyncio.timeout(connect_timeout):
+                transport = await loop.start_tls(plain.transport, secured, ssl_context, server_hostname=host)
+        except BaseException:
+            plain.transport.abort()
+            plain.connection_lost(None)  # the loop tells the other stream, which nobody waits for
+            raise
         if transport is None:
             raise errors.ConnectionClosedError
         secured.connection_made(transport)
@@ -69,8 +75,8 @@ class DirectTransport(Transport):
         self.stream.transport.writelines(payload)
 
     async def read(self, buffer_size: int) -> bytes:
-        """Return what is next, empty at the end."""
-        return await self.stream.read(buffer_size)
+        """Never called: who reads asks the stream."""
+        raise NotImplementedError
 
     async def readline(self) -> bytes:
         """Return what is next up to the end of a line, or of the connection."""
@@ -105,8 +111,8 @@ class Stream(asyncio.BufferedProtocol):
     Invariant: while a payload is read, the buffer holds nothing that comes before its end.
     """
 
-    transport: Any
-    """Set by the loop when the connection is made."""
+    transport: Any = None
+    """Set when the connection is made; through TLS the first bytes may come before."""
 
     def __init__(self) -> None:
         self.closed: Final = asyncio.Event()
@@ -127,6 +133,8 @@ class Stream(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection."""
         self.transport = transport
+        if self._paused:
+            self.transport.pause_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         """Say where to read to."""
@@ -143,7 +151,8 @@ class Stream(asyncio.BufferedProtocol):
             self._end += nbytes
             if self._end == len(self._buffer):
                 self._paused = True
-                self.transport.pause_reading()
+                if self.transport is not None:
+                    self.transport.pause_reading()
         self._news.set()
 
     def eof_received(self) -> None:
@@ -181,17 +190,6 @@ class Stream(asyncio.BufferedProtocol):
             if not await self._more():
                 return self._pop(self._end - self._start)
         return self._pop(at + 1 - self._start)
-
-    async def read(self, most: int) -> bytes:
-        """Return what is there, or comes next; empty at the end of the connection.
-
-        Raises:
-            OSError: the connection broke.
-        """
-        while self._start == self._end:
-            if not await self._more():
-                return b""
-        return self._pop(min(most, self._end - self._start))
 
     async def read_into(self, memory: memoryview) -> None:
         """Fill `memory` with what is next.

@@ -1,6 +1,6 @@
 """The client of nats-py, strict and direct: the broker must encrypt if asked to, and may not fill our memory.
 
-Payloads are copied neither on their way in (`direct`) nor out: both were most of the time of a large message.
+Large payloads are read into their final memory (`direct`) and sent from where they lie: copies were most of their time.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from nats import errors
 from nats.aio.client import Client, Srv
-from nats.protocol.parser import Parser
+from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from awfulowl.fabric.direct import DirectTransport, Stream
 from awfulowl.limits import MIB
@@ -48,12 +48,15 @@ class StrictClient(Client):
 
     async def _read_messages(self, stream: Stream) -> None:
         while line := await stream.readline():
-            if (message := _MESSAGE.fullmatch(line)) is not None:
-                await self._read_message(stream, message)
-            else:
-                await self._ps.parse(line)
-                if self._ps.buf:
-                    raise errors.ProtocolError
+            try:
+                if (message := _MESSAGE.fullmatch(line)) is not None:
+                    await self._read_message(stream, message)
+                else:
+                    await self._ps.parse(line)
+            except (ValueError, AttributeError) as error:  # what the base class makes of lines that it does not expect
+                raise errors.ProtocolError from error
+            if self._ps.buf or self._ps.state != AWAITING_CONTROL_LINE:
+                raise errors.ProtocolError
         raise errors.UnexpectedEOF
 
     async def _read_message(self, stream: Stream, message: re.Match[bytes]) -> None:

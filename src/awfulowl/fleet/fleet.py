@@ -102,7 +102,7 @@ class Fleet:
         weights = {name: product.weights for part in parts for name, product in part.products().items()}
         deployment = Deployment(self._engine, plan, weights, on_change)
         self._loop.run(deployment.start(timeout_s, progress), timeout_s + 30)
-        give_back()  # loading took copies of the weights, sheet by sheet
+        give_back()  # loading took frames and scratch that serving does not need
         scattered = scatter(model, deployment, parts, self._loop)
         self._scattered[scattered] = deployment, parts
         return scattered

@@ -26,8 +26,8 @@ Progress = Callable[[int, int], None]
 CellKey = tuple[int, int]
 """(panel, cell) by their numbers in the plan."""
 
-_LOADS_AT_ONCE: Final = 1
-"""Of all devices together: each takes two copies of its sheet, and the owner's memory is to stay near the model's."""
+_LOADS_AT_ONCE: Final = 2
+"""Of all devices together: each takes a copy of its sheet, and the owner's memory is to stay near the model's."""
 
 _LOAD_TIMEOUT_FACTOR: Final = 6.0
 """Loads are larger than answers, and a device may be busy with another."""

@@ -74,7 +74,13 @@ class Peer:
         future: asyncio.Future[list[Tensor]] = loop.create_future()
         self._waiting[id_] = future
         try:
-            await self.send(frames)
+            # All devices share the owner's line. If messages shared it too, all would be complete at the end, and
+            # until then nobody could multiply.
+            async with self._sending:
+                for frame in frames:
+                    if future.done():
+                        break  # the device is gone, or its time is over
+                    await self._send(frame)
             return Answer(id_, await future)
         finally:
             if self._waiting.pop(id_, None) is not None and not future.done():
@@ -92,15 +98,13 @@ class Peer:
             raise GoneError(f"{self.name}: no credit within {timeout_s} s") from error
 
     async def send(self, frames: Iterable[bytes]) -> None:
-        """Hand frames to the fabric, in order, and whole messages one after the other.
+        """Hand frames to the fabric, in order, between those of requests."""
+        for frame in frames:
+            await self._send(frame)
 
-        All devices share the owner's line. If messages shared it too, all would be complete at the end, and until
-        then nobody could multiply.
-        """
-        async with self._sending:
-            for frame in frames:
-                self._ledger.bytes_sent += len(frame)
-                await self._link.send(self.name, frame)
+    async def _send(self, frame: bytes) -> None:
+        self._ledger.bytes_sent += len(frame)
+        await self._link.send(self.name, frame)
 
     def post(self, frames: Iterable[bytes]) -> None:
         """Send without waiting: for messages that nobody waits for."""

@@ -44,7 +44,7 @@ class Policy:
     """Parts of one product under way at once."""
 
     math_threads: int = 2
-    """Threads of the owner's arithmetic, beside the user's; fixed when a fleet is opened."""
+    """Threads of the owner's arithmetic, beside the user's. They are started when a fleet is opened."""
 
     load_bytes: int = 8 * MIB
     """Sheets of about this size are loaded."""

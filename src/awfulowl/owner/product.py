@@ -16,7 +16,7 @@ from awfulowl.errors import GoneError, InputError, PeerError, UnavailableError
 from awfulowl.owner.deployment import Deployment, KeptError
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.layout import Layout, Outputs, Piece, add_up, answer_bytes, fits, inputs_of
-from awfulowl.verification.freivalds import Expectation
+from awfulowl.verification.freivalds import Check, Expectation
 from awfulowl.wire.buffers import empty
 
 _NOBODY: frozenset[str] = frozenset()
@@ -100,7 +100,10 @@ class Product:
             for _ in range(2 + len(self._engine.peers)):
                 for piece in pieces:
                     self._engine.peers[piece.device].used.append(piece.request)
-                if await self._finish(pieces, batch, out, await expecting):
+                check, expectation = await expecting
+                if check is not None and check is not self._check:  # renewed since the devices were asked
+                    _, expectation = await self._expect(batch)
+                if await self._finish(pieces, batch, out, expectation):
                     return
                 pieces = await self._blame(pieces, batch)
                 expecting = asyncio.ensure_future(self._expect(batch))
@@ -108,14 +111,18 @@ class Product:
             expecting.cancel()
         raise UnavailableError(f"{self._panel.name}: answers keep failing the check; see fleet.events")
 
-    async def _expect(self, batch: Batch) -> Expectation | None:
-        """Compute what the answer is held to, while devices multiply; None where nothing is checked."""
+    @property
+    def _check(self) -> Check:
+        return self._deployment.checks[self._number]
+
+    async def _expect(self, batch: Batch) -> tuple[Check | None, Expectation | None]:
+        """Compute what the answer is held to, at first while devices multiply; None where nothing is checked."""
         await batch.asked.wait()
         if not self._engine.policy.verify:
-            return None
-        check = self._deployment.checks[self._number]
+            return None, None
+        check = self._check
         rows = None if len(self._outputs.rows) == len(self._grid.rows) else self._outputs.rows
-        return await self._engine.compute(lambda: check.expect(batch.x, rows=rows))
+        return check, await self._engine.compute(lambda: check.expect(batch.x, rows=rows))
 
     async def _finish(
         self, pieces: Sequence[Piece], batch: Batch, out: Tensor, expectation: Expectation | None
@@ -170,7 +177,7 @@ class Product:
     def _is_right(self, piece: Piece, x: Tensor) -> bool:
         if not fits(piece, self._grid, x):
             return False
-        check = self._deployment.checks[self._number]
+        check = self._check
         return all(
             bool(check.accepts(take(x, self._grid, term.columns), tensor, columns=term.columns, rows=term.rows).all())
             for term, tensor in zip(piece.layout.terms, piece.tensors, strict=True)

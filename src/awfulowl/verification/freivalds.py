@@ -66,7 +66,7 @@ from awfulowl.blocks.kernels import output_shape
 from awfulowl.errors import InputError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.rounding import variance
-from awfulowl.verification.sums import Expected, Sums, compare, expect
+from awfulowl.verification.sums import Expected, compare, expect
 from awfulowl.verification.vectors import Keeping, project, reached
 
 VECTORS: Final = 3
@@ -244,5 +244,5 @@ class Expectation:
         """Return |r y − s x| and σ, (batch, k) each."""
         if tuple(y.shape) != self._shape:
             raise InputError(f"a check got an answer of shape {tuple(y.shape)}, not {self._shape}")
-        measured: Sums = compare(self._expected, y)
-        return measured.residue.T, (self._variance * measured.energy).sqrt_().T
+        residue, energy = compare(self._expected, y)
+        return residue.T, (self._variance * energy).sqrt_().T

@@ -59,9 +59,9 @@ def expect(kernel: Kernel, secrets: Vectors, x: Tensor, positions: Sequence[int]
         positions: space', empty for a dense product.
     """
     spread = _spread(kernel, secrets.v, x.shape[2:], positions)
-    chunks = _chunks(x)
-    product = _joined([_multiply(kernel, secrets.s, chunk, positions) for chunk in chunks])
-    energy = _joined([_energy_of_inputs(spread, chunk) for chunk in chunks])
+    # Both at once, while the chunk is near the core.
+    pairs = [(_multiply(kernel, secrets.s, chunk, positions), _energy_of_inputs(spread, chunk)) for chunk in _chunks(x)]
+    product, energy = map(_joined, zip(*pairs, strict=True))
     return Expected(kernel, secrets, x, spread, product, energy)
 
 
@@ -73,8 +73,11 @@ def compare(expected: Expected, y: Tensor) -> Sums:
     """
     secrets, chunks = expected.secrets, _chunks(y)
     parts = torch.split(expected.product, len(chunks[0]), dim=1)
-    residue = _joined([_residue(secrets.r, *pair) for pair in zip(chunks, parts, strict=True)])
-    of_outputs = _joined([_energy_of_outputs(secrets.r_squared, chunk) for chunk in chunks])
+    pairs = [
+        (_residue(secrets.r, chunk, part), _energy_of_outputs(secrets.r_squared, chunk))
+        for chunk, part in zip(chunks, parts, strict=True)
+    ]
+    residue, of_outputs = map(_joined, zip(*pairs, strict=True))
     energy = torch.stack([expected.energy, of_outputs]).double()
     safe = ((energy > _LEAST_ENERGY) & (energy < _MOST_ENERGY)).all(dim=1).all(dim=0)
     if not bool(safe.all()):
@@ -94,14 +97,14 @@ def _joined(chunks: Sequence[Tensor]) -> Tensor:
 
 def _energy_of_inputs(spread: Tensor, x: Tensor) -> Tensor:
     """Return v x² in units of `unit`: (k, batch), in the precision of `spread` (k, inputs * positions)."""
-    squares = torch.square(x.to(spread.dtype), out=_BUFFERS.take("x", spread.dtype, x.shape))
+    squares = torch.square(x.to(spread.dtype), out=_BUFFERS.take(spread.dtype, x.shape))
     return spread @ squares.flatten(1).T
 
 
 def _energy_of_outputs(r_squared: Tensor, y: Tensor) -> Tensor:
     """Return r² y²: (k, batch), in the precision of r_squared (k, outputs)."""
     if y.dim() == 2:
-        powers = torch.square(y.to(r_squared.dtype), out=_BUFFERS.take("x", r_squared.dtype, y.shape))
+        powers = torch.square(y.to(r_squared.dtype), out=_BUFFERS.take(r_squared.dtype, y.shape))
     else:
         powers = torch.linalg.vector_norm(y.to(r_squared.dtype).flatten(2), dim=2).square_()
     return r_squared @ powers.T
@@ -125,9 +128,9 @@ def _weigh(weights: Tensor, x: Tensor) -> Tensor:
     weights: (rows, channels) float64; x: (batch, channels, *space).
     """
     if x.dim() == 2:
-        return weights @ _BUFFERS.take("x", weights.dtype, x.shape).copy_(x).T
+        return weights @ _BUFFERS.take(weights.dtype, x.shape).copy_(x).T
     first = x.transpose(0, 1)
-    matrix = _BUFFERS.take("x", weights.dtype, first.shape).copy_(first).flatten(1)
+    matrix = _BUFFERS.take(weights.dtype, first.shape).copy_(first).flatten(1)
     return torch.mm(weights, matrix).view(len(weights), *first.shape[1:])
 
 
@@ -193,18 +196,18 @@ class _Buffers(threading.local):
     """Memory of a thread that chunks go through: asking for fresh memory would cost more than the arithmetic."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._held: dict[torch.dtype, Tensor] = {}
 
-    def take(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-        """Return uninitialised memory, good until the next call with this name and type."""
+    def take(self, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+        """Return uninitialised memory, good until the next call with this type."""
         count = prod(shape)
         if count > _CHUNK:
             return torch.empty(*shape, dtype=dtype)  # one large sample: not worth keeping
-        held = self._held.get((name, dtype))
+        held = self._held.get(dtype)
         if held is None or held.numel() < count:
             # A buffer made in inference mode could not be written outside of it.
             with torch.inference_mode(mode=False):
-                held = self._held[name, dtype] = torch.empty(count, dtype=dtype)
+                held = self._held[dtype] = torch.empty(count, dtype=dtype)
         return held[:count].view(shape)
 
 

@@ -1,4 +1,4 @@
-"""Memory for what arrives, used again once nobody looks at it any more.
+"""Memory for what arrives and what is made of it, used again once nobody looks at it any more.
 
 Fresh memory costs more than the bytes that are written to it: the system gives it page by page, at the first touch of
 each, and takes it back when it is freed.
@@ -27,8 +27,8 @@ _LEAST_BYTES: Final = 64 * KIB
 _MOST_BYTES: Final = 64 * MIB
 """Kept by one thread, used or not. What is needed beyond is fresh."""
 
-_LOOSEST: Final = 4
-"""Blocks that are more than so many times larger are left for others."""
+_LOOSEST: Final = 1.25
+"""Blocks that are more than so many times larger are left for others: who keeps a result keeps its whole block."""
 
 
 class _Block:
@@ -65,7 +65,8 @@ class Buffers(threading.local):
                 self._blocks.append(self._blocks.pop(index))
                 return block.lend(size)
         block = _Block(size)
-        self._keep(block)
+        if size <= _MOST_BYTES:
+            self._keep(block)
         return block.lend(size)
 
     def _keep(self, block: _Block) -> None:
@@ -82,5 +83,5 @@ def empty(shape: Sequence[int]) -> Tensor:
     """Return an uninitialised float32 tensor in such memory."""
     count = prod(shape)
     if 4 * count < _LEAST_BYTES:
-        return torch.empty(*shape)
-    return torch.frombuffer(BUFFERS.take(4 * count), dtype=torch.float32).view(*shape)
+        return torch.empty(tuple(shape), dtype=torch.float32)
+    return torch.frombuffer(BUFFERS.take(4 * count), dtype=torch.float32).view(tuple(shape))

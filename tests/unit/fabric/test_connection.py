@@ -288,6 +288,39 @@ def test_a_frame_that_is_announced_as_huge_is_not_stored() -> None:
     run(scene())
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"MSG d.a.m 1 -5",
+        b"MSG d.a.m 1 9999999999999999999",
+        b"MSG\td.a.m\t1\t5\r\nhello",
+        b"MSG d.a.m 1 5\r\nhello, too long",
+        b"MSG \xff.\xfe 1 5\r\nhello",
+        b"HMSG d.a.m 1 9 5\r\nhello",
+        b"INFO not json",
+        b"-ERR ",
+        b"what is this",
+    ],
+)
+def test_whatever_the_broker_says_ends_in_another_try(line: bytes) -> None:
+    """A reader that died of it would leave a connection that nobody hears."""
+
+    def say(heard: bytes, writer: asyncio.StreamWriter) -> None:
+        if heard.startswith(b"SUB d.a.hb"):
+            writer.write(line + b"\r\n")
+
+    async def scene() -> None:
+        impostor, heard = Impostor(say), list[bytes]()
+        async with impostor.listen() as port:
+            with contextlib.suppress(BrokerError):
+                async with joined(port, heard, NatsConfig(connect_s=2.0, reconnect_s=0.5)):
+                    await until(lambda: impostor.connections > 1)
+            assert impostor.connections > 1
+            assert heard == []
+
+    run(scene())
+
+
 def test_a_line_without_an_end_is_not_stored() -> None:
     stored: list[int] = []
 

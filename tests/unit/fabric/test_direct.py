@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import ssl
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
@@ -34,15 +35,16 @@ async def connected(serve: Serve) -> AsyncIterator[DirectTransport]:
 
 
 def saying(*pieces: bytes, end: bool = True) -> Serve:
-    """Send these, each in a write of its own, and close."""
+    """Send these, each in a write of its own, and close, or wait until the other end does."""
 
-    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for piece in pieces:
             writer.write(piece)
             await writer.drain()
             await asyncio.sleep(0)
-        if end:
-            writer.close()
+        if not end:
+            await reader.read()
+        writer.close()
 
     return serve
 
@@ -147,19 +149,6 @@ def test_what_is_left_without_a_line_end_comes_at_the_end(loop: str) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_reading_takes_what_is_there(loop: str) -> None:
-    async def scene() -> None:
-        async with connected(saying(b"abcdef")) as transport:
-            heard = b""
-            while part := await transport.read(4):
-                assert len(part) <= 4
-                heard += part
-            assert heard == b"abcdef"
-
-    run(scene(), loop_factory=LOOPS[loop])
-
-
-@pytest.mark.parametrize("loop", LOOPS)
 def test_who_reads_nothing_stores_no_more_than_a_buffer(loop: str) -> None:
     written = 0
 
@@ -215,3 +204,27 @@ def test_before_it_is_connected_there_is_nothing_to_read_or_close() -> None:
             await transport.readline()
 
     run(scene())
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_upgrade_that_fails_leaves_nothing_to_wait_for(loop: str) -> None:
+    async def scene() -> None:
+        async with connected(saying(b"this is no TLS\n" * 100)) as transport:
+            with pytest.raises((OSError, errors.Error)):
+                await transport.connect_tls("localhost", ssl.create_default_context(), 0, 2)
+            transport.close()
+            await asyncio.wait_for(transport.wait_closed(), 1)
+
+    run(scene(), loop_factory=LOOPS[loop])
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_connecting_again_closes_what_was_there(loop: str) -> None:
+    async def scene() -> None:
+        async with connected(saying(b"a\n", end=False)) as transport:
+            first, address = transport.stream, transport.stream.transport.get_extra_info("peername")
+            await transport.connect(urllib.parse.urlparse(f"nats://127.0.0.1:{address[1]}"), 0, 5)
+            await asyncio.wait_for(first.closed.wait(), 1)
+            assert await transport.readline() == b"a\n"
+
+    run(scene(), loop_factory=LOOPS[loop])

@@ -34,8 +34,8 @@ def test_memory_is_used_again_when_its_last_view_is_gone() -> None:
 def test_memory_fits_and_is_not_wasted_on_little() -> None:
     pool = Buffers()
     large = address(pool.take(8 * MIB))
-    assert len(pool.take(3 * MIB)) == 3 * MIB
-    assert address(pool.take(3 * MIB)) == large
+    assert len(pool.take(7 * MIB)) == 7 * MIB
+    assert address(pool.take(7 * MIB)) == large
     assert address(pool.take(MIB)) != large
     assert address(pool.take(9 * MIB)) != large
 
@@ -80,3 +80,22 @@ def test_threads_do_not_share() -> None:
     thread.start()
     thread.join()
     assert seen != [first]
+
+
+def test_what_is_larger_than_all_that_is_kept_pushes_nothing_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_MOST_BYTES", 3 * MIB)
+    pool = Buffers()
+    first = address(pool.take(MIB))
+    assert len(pool.take(4 * MIB)) == 4 * MIB
+    assert address(pool.take(MIB)) == first
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0, 5), (200, 300), (4, 64, 16, 16)])
+def test_tensors_are_float32_whatever_the_default(shape: tuple[int, ...]) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        tensor = buffers.empty(shape)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (tensor.shape, tensor.dtype, tensor.is_contiguous()) == (shape, torch.float32, True)
+    assert tensor.data_ptr() % buffers.ALIGNMENT == 0
