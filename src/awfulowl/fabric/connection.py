@@ -105,8 +105,15 @@ class Connection:
 
         The client drops messages, telling a log only, when the queue of a subscription is full; so it has no bound
         here. It needs none: `call` never waits, and the queue holds what one read of the socket brought.
+
+        Raises:
+            BrokerError: the connection is lost already.
         """
-        await self._client.subscribe(subject, cb=call, pending_msgs_limit=0, pending_bytes_limit=0)
+        try:
+            await self._client.subscribe(subject, cb=call, pending_msgs_limit=0, pending_bytes_limit=0)
+        except (errors.Error, OSError) as error:
+            self._trouble = _describe(error)
+            raise BrokerError(self._why_not_joined()) from error
 
     async def confirm(self) -> None:
         """Wait until the broker has seen all of the above.

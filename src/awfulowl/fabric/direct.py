@@ -68,11 +68,18 @@ class DirectTransport(Transport):
 
     def write(self, payload: bytes) -> None:
         """Send."""
-        self.stream.transport.write(payload)
+        self.writelines([payload])
 
     def writelines(self, payload: Sequence[bytes]) -> None:
-        """Send one after the other."""
-        self.stream.transport.writelines(payload)
+        """Send one after the other.
+
+        Raises:
+            OSError: the connection is lost.
+        """
+        try:
+            self.stream.transport.writelines(payload)
+        except RuntimeError as error:  # uvloop's for a socket that is closed already
+            raise ConnectionResetError("the connection is lost") from error
 
     async def read(self, buffer_size: int) -> bytes:
         """Never called: who reads asks the stream."""

@@ -321,6 +321,24 @@ def test_whatever_the_broker_says_ends_in_another_try(line: bytes) -> None:
     run(scene())
 
 
+@pytest.mark.parametrize("pings", [1, 100, 3000])
+def test_a_broker_that_leaves_while_it_is_answered_is_tried_again(pings: int) -> None:
+    def ask_and_leave(heard: bytes, writer: asyncio.StreamWriter) -> None:
+        if heard.startswith(b"SUB d.a.hb"):
+            writer.write(b"PING\r\n" * pings)
+            writer.close()
+
+    async def scene() -> None:
+        impostor, heard = Impostor(ask_and_leave), list[bytes]()
+        async with impostor.listen() as port:
+            with contextlib.suppress(BrokerError):
+                async with joined(port, heard, NatsConfig(connect_s=2.0, reconnect_s=0.5)):
+                    await until(lambda: impostor.connections > 1)
+            await until(lambda: impostor.connections > 1)
+
+    run(scene())
+
+
 def test_a_line_without_an_end_is_not_stored() -> None:
     stored: list[int] = []
 
