@@ -281,7 +281,7 @@ def test_what_went_well_is_said(found: Demonstration) -> None:
         "d2 lied, d3 was killed",
         "d8 ",
         "163,435",
-        "4 of 1.0 % each, and 7 thrown away unread",
+        "4, each 1.0 % off; 7 more that nobody used",
         "45 of 8 images (359 images)",
         "7 times",
         "30 %: 3 of 8",
