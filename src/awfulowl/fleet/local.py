@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
@@ -139,8 +140,9 @@ class LocalFleet(Fleet):
         loop = LoopThread()
         self._processes: dict[str, DeviceProcess] = {}
         try:
-            for device in devices:
-                self._processes[device.name] = self._start(device.name)
+            # In a thread: Ctrl-C strikes the main one, and must not come between a process and the note of it.
+            with ThreadPoolExecutor(1) as starter:
+                starter.submit(self._start_all, [device.name for device in devices]).result()
             keys = {name: process.enrolment().nkey_public for name, process in self._processes.items()}
             owner = Identity.generate(OWNER)
             self._broker = Broker(owner.enrolment.nkey_public, keys)
@@ -161,6 +163,10 @@ class LocalFleet(Fleet):
         if self._broker is None:
             raise UnavailableError("the broker is not running")
         return self._broker.url
+
+    def _start_all(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._processes[name] = self._start(name)
 
     def _start(self, name: str) -> DeviceProcess:
         return DeviceProcess(name, self._folder, self._threads, self._memory_bytes)
