@@ -60,8 +60,8 @@ def expect(kernel: Kernel, secrets: Vectors, x: Tensor, positions: Sequence[int]
     """
     spread = _spread(kernel, secrets.v, x.shape[2:], positions)
     # Both at once, while the chunk is near the core.
-    pairs = [(_multiply(kernel, secrets.s, chunk, positions), _energy_of_inputs(spread, chunk)) for chunk in _chunks(x)]
-    product, energy = map(_joined, zip(*pairs, strict=True))
+    pairs = [(multiply(kernel, secrets.s, chunk, positions), _energy_of_inputs(spread, chunk)) for chunk in chunks(x)]
+    product, energy = map(joined, zip(*pairs, strict=True))
     return Expected(kernel, secrets, x, spread, product, energy)
 
 
@@ -71,13 +71,13 @@ def compare(expected: Expected, y: Tensor) -> Sums:
 
     y: (batch, outputs) or (batch, outputs, *space').
     """
-    secrets, chunks = expected.secrets, _chunks(y)
-    parts = torch.split(expected.product, len(chunks[0]), dim=1)
+    secrets, answers = expected.secrets, chunks(y)
+    parts = torch.split(expected.product, len(answers[0]), dim=1)
     pairs = [
         (_residue(secrets.r, chunk, part), _energy_of_outputs(secrets.r_squared, chunk))
-        for chunk, part in zip(chunks, parts, strict=True)
+        for chunk, part in zip(answers, parts, strict=True)
     ]
-    residue, of_outputs = map(_joined, zip(*pairs, strict=True))
+    residue, of_outputs = map(joined, zip(*pairs, strict=True))
     energy = torch.stack([expected.energy, of_outputs]).double()
     safe = ((energy > _LEAST_ENERGY) & (energy < _MOST_ENERGY)).all(dim=1).all(dim=0)
     if not bool(safe.all()):
@@ -87,12 +87,14 @@ def compare(expected: Expected, y: Tensor) -> Sums:
     return Sums(residue, secrets.unit * energy[0] + energy[1])
 
 
-def _chunks(x: Tensor) -> Sequence[Tensor]:
+def chunks(x: Tensor) -> Sequence[Tensor]:
+    """Split a batch so that a chunk in float64 stays near the core."""
     return torch.split(x, max(1, _CHUNK // max(1, prod(x.shape[1:]))))
 
 
-def _joined(chunks: Sequence[Tensor]) -> Tensor:
-    return chunks[0] if len(chunks) == 1 else torch.cat(list(chunks), dim=1)
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Put what was computed of chunks together again, along dimension 1."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
 def _energy_of_inputs(spread: Tensor, x: Tensor) -> Tensor:
@@ -110,19 +112,20 @@ def _energy_of_outputs(r_squared: Tensor, y: Tensor) -> Tensor:
     return r_squared @ powers.T
 
 
-def _multiply(kernel: Kernel, s: Tensor, x: Tensor, positions: Sequence[int]) -> Tensor:
-    return _weigh(s, x) if isinstance(kernel, Dense) else _convolve(kernel, s, x, positions)
+def multiply(kernel: Kernel, s: Tensor, x: Tensor, positions: Sequence[int]) -> Tensor:
+    """Return s x: (k, batch, *space'), float64, for s (*size, k, inputs) float64 and x (batch, inputs, *space)."""
+    return weigh(s, x) if isinstance(kernel, Dense) else _convolve(kernel, s, x, positions)
 
 
 def _residue(r: Tensor, y: Tensor, product: Tensor) -> Tensor:
-    difference = _weigh(r, y) - product
+    difference = weigh(r, y) - product
     if y.dim() == 2:
         return difference.abs_()
     length: Tensor = torch.linalg.vector_norm(difference.flatten(2), dim=2)
     return length
 
 
-def _weigh(weights: Tensor, x: Tensor) -> Tensor:
+def weigh(weights: Tensor, x: Tensor) -> Tensor:
     """Multiply channels by rows of weights, at each position alike: (rows, batch, *space), float64.
 
     weights: (rows, channels) float64; x: (batch, channels, *space).
@@ -150,7 +153,7 @@ def _convolve(kernel: Convolution, weights: Tensor, x: Tensor, positions: Sequen
         (k, batch, *space').
     """
     *size, k, _ = weights.shape
-    by_tap = _weigh(weights.flatten(0, -2), x).view(prod(size), k, len(x), *x.shape[2:])
+    by_tap = weigh(weights.flatten(0, -2), x).view(prod(size), k, len(x), *x.shape[2:])
     out = by_tap.new_zeros(k, len(x), *positions)
     for weighed, (targets, sources) in zip(by_tap, _taps(kernel, size, x.shape[2:], positions), strict=True):
         out[:, :, *targets] += weighed[:, :, *sources]

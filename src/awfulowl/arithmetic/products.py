@@ -1,0 +1,283 @@
+"""Exact products of integers, modulo 2^(8 width): several ways, one answer.
+
+`Oracle` is slow and plainly right. `Pieces` multiplies in float64, on every machine. `Digits` multiplies bytes,
+where the processor has instructions for that: an eighth of the time of a float32 product, if it is also right.
+Which of them serves is found out when a process first multiplies: whatever is not equal to the oracle is out,
+and of the others the fastest is in.
+"""
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from time import perf_counter
+from typing import ClassVar, Final, NamedTuple, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from awfulowl.arithmetic import digits
+from awfulowl.arithmetic.patches import patches
+from awfulowl.arithmetic.pieces import in_pieces
+from awfulowl.blocks.kernels import Convolution, Dense, Kernel
+from awfulowl.errors import InputError
+
+_WHOLE: Final = 9
+"""Bytes of modulus of weights that stand for themselves."""
+
+_CHUNK_BYTES: Final = 1 << 22
+"""Patches that are laid out at a time: those that were just written are read from the cache."""
+
+_PIECE: Final = 1 << 20
+"""Weights held in float64 at a time."""
+
+
+class Weights(NamedTuple):
+    """Weights as a backend wants them.
+
+    `planes` is (planes, outputs, inputs / groups, *size), so that a rectangle of it is a rectangle of the weights. They
+    stand for the weights modulo 256^modulus_bytes.
+    """
+
+    planes: Tensor
+    modulus_bytes: int = _WHOLE
+
+
+class Backend(ABC):
+    """One way to multiply integers."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def prepare(self, weight: Tensor) -> Weights:
+        """Return integer weights (outputs, inputs / groups, *size) as `multiply` wants them."""
+
+    @abstractmethod
+    def restore(self, planes: Tensor) -> Tensor:
+        """Return the integers that `planes` were prepared from."""
+
+    @abstractmethod
+    def dense(self, planes: Tensor, x: Tensor, width: int) -> Tensor:
+        """Return x wᵀ (M, N) modulo 256^width, for planes of (N, K) weights and x (M, K)."""
+
+    @final
+    def multiply(self, kernel: Kernel, weights: Weights, x: Tensor, groups: int, width: int) -> Tensor:
+        """Return the product of integers, modulo 256^width.
+
+        Args:
+            kernel: dense, or a convolution.
+            weights: from `prepare`, or a rectangle of them.
+            x: (batch, inputs) or (batch, inputs, *space), integers.
+            groups: groups of a convolution.
+            width: bytes of a number in the answer.
+
+        Returns:
+            (batch, outputs) or (batch, outputs, *space'): int32 up to 4 bytes, int64 beyond.
+
+        Raises:
+            InputError: these weights are known modulo fewer bytes than `width`.
+        """
+        if width > weights.modulus_bytes:
+            raise InputError(f"weights modulo 2^{8 * weights.modulus_bytes} give no products of {width} bytes")
+        if isinstance(kernel, Dense):
+            return self.dense(weights.planes, x, width)
+        if groups > 1:
+            return _grouped(kernel, self.restore(weights.planes), x, groups, width)
+        return _convolve(self, kernel, weights.planes, x, width)
+
+
+class Oracle(Backend):
+    """PyTorch's product of int64, which wraps around as the ring does: some thousand times slower than floats."""
+
+    name: ClassVar[str] = "oracle"
+
+    def prepare(self, weight: Tensor) -> Weights:
+        """Keep the weights."""
+        return Weights(weight[None])
+
+    def restore(self, planes: Tensor) -> Tensor:
+        """Return the only plane."""
+        return planes[0]
+
+    def dense(self, planes: Tensor, x: Tensor, width: int) -> Tensor:
+        """Multiply in int64."""
+        return _in_ring(x.to(torch.int64) @ planes[0].to(torch.int64).T, width)
+
+
+class Pieces(Backend):
+    """Products of digits of up to 45 bits in float64 (`pieces`): on every machine."""
+
+    name: ClassVar[str] = "float64"
+
+    def prepare(self, weight: Tensor) -> Weights:
+        """Keep the weights."""
+        return Weights(weight[None])
+
+    def restore(self, planes: Tensor) -> Tensor:
+        """Return the only plane."""
+        return planes[0]
+
+    def dense(self, planes: Tensor, x: Tensor, width: int) -> Tensor:
+        """Multiply in float64, some outputs at a time."""
+        weight = planes[0]
+        step = max(1, _PIECE // max(1, weight.shape[1]))
+        parts = [in_pieces(_linear, x, rows, weight.shape[1]) for rows in torch.split(weight, step)]
+        return _in_ring(torch.cat(parts, dim=1), width)
+
+
+class Digits(Backend):
+    """Products of bytes (`digits`), by the instructions that processors and GPUs have for them."""
+
+    name: ClassVar[str] = "int8"
+
+    def prepare(self, weight: Tensor) -> Weights:
+        """Split the weights into digits."""
+        return Weights(digits.split(weight), weight.itemsize if digits.carries(weight) else _WHOLE)
+
+    def restore(self, planes: Tensor) -> Tensor:
+        """Put the digits together."""
+        return digits.join(planes)
+
+    def dense(self, planes: Tensor, x: Tensor, width: int) -> Tensor:
+        """Multiply digit by digit."""
+        if width > x.itemsize and digits.carries(x):
+            x = x.to(torch.int64)
+        return digits.multiply(multiply8, digits.split(x), planes, width)
+
+
+def _linear(x: Tensor, weight: Tensor) -> Tensor:
+    return x.to(torch.float64) @ weight.to(torch.float64).mT
+
+
+def multiply8(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x wᵀ (M, N) int32, modulo 2^32, of (M, K) and (N, K) int8."""
+    if not x.is_cuda:
+        product: Tensor = torch._int_mm(x, weight.T)  # noqa: SLF001  no public name
+        return product
+    return _in_tiles(x, weight)
+
+
+def _in_tiles(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply as CUDA wants it: more than 16 rows, other lengths multiples of 8. Zeros change no sum."""
+    rows, terms = x.shape
+    outputs = len(weight)
+    x = functional.pad(x, (0, -terms % 8, 0, max(0, 32 - rows)))
+    weight = functional.pad(weight, (0, -terms % 8, 0, -outputs % 8))
+    product: Tensor = torch._int_mm(x, weight.T)  # noqa: SLF001  no public name
+    return product[:rows, :outputs]
+
+
+def _in_ring(y: Tensor, width: int) -> Tensor:
+    return y.to(torch.int32) if width <= 4 else y
+
+
+def _convolve(backend: Backend, kernel: Convolution, planes: Tensor, x: Tensor, width: int) -> Tensor:
+    """Multiply patches, some samples at a time."""
+    size = planes.shape[3:]
+    matrix = planes.movedim(2, -1).reshape(*planes.shape[:2], -1)
+    y: Tensor | None = None
+    done = 0
+    for chunk in torch.split(x, _samples(kernel, size, x)):
+        rows = patches(kernel, size, chunk)
+        part = backend.dense(matrix, rows.flatten(0, 1), width).view(*rows.shape[:2], -1)
+        if y is None:
+            y = part.new_empty(len(x), part.shape[-1], rows.shape[1])
+        y[done : done + len(chunk)] = part.mT
+        done += len(chunk)
+    if y is None:
+        raise InputError("a convolution of no samples")
+    return y.view(*y.shape[:2], *_space(kernel, size, x))
+
+
+def _samples(kernel: Convolution, size: Sequence[int], x: Tensor) -> int:
+    each = math.prod(_space(kernel, size, x)) * math.prod(size) * x.shape[1] * x.itemsize
+    return max(1, _CHUNK_BYTES // max(1, each))
+
+
+def _space(kernel: Convolution, size: Sequence[int], x: Tensor) -> list[int]:
+    return [
+        (length + 2 * pad - spread * (taps - 1) - 1) // step + 1
+        for length, taps, step, pad, spread in zip(
+            x.shape[2:], size, kernel.stride, kernel.padding, kernel.dilation, strict=True
+        )
+    ]
+
+
+def _grouped(kernel: Convolution, weight: Tensor, x: Tensor, groups: int, width: int) -> Tensor:
+    """Convolve all groups at once, in float64: there may be hundreds, of a few numbers each."""
+    size, inputs = weight.shape[2:], weight.shape[1]
+    matrix = weight.movedim(1, -1).reshape(groups, len(weight) // groups, -1)
+    rows = patches(kernel, size, x)
+    by_group = rows.view(*rows.shape[:2], -1, groups, inputs).movedim(3, 0).reshape(groups, rows.shape[:2].numel(), -1)
+    y = in_pieces(_linear, by_group, matrix, matrix.shape[2])
+    y = y.view(groups, *rows.shape[:2], -1).permute(1, 0, 3, 2)
+    return _in_ring(y.reshape(len(x), len(weight), *_space(kernel, size, x)), width)
+
+
+BACKENDS: Final = (Oracle(), Pieces(), Digits())
+"""Contract tests run every one; `fastest` chooses."""
+
+_ORACLE: Final = BACKENDS[0]
+
+
+@functools.cache
+def fastest(device: str = "cpu") -> Backend:
+    """Return the fastest backend that is right, as this machine turns out; tried once in a process."""
+    right = [backend for backend in BACKENDS[1:] if is_right(backend, device)]
+    return min(right or BACKENDS[:1], key=lambda backend: _seconds(backend, device))
+
+
+def is_right(backend: Backend, device: str = "cpu") -> bool:
+    """Say whether a backend gives the oracle's bits, also where sums are as large as they get.
+
+    Processors before VNNI saturate pairs of products of bytes at 16 bits: the largest numbers, all of one sign, tell.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for dtypes, shape, width in _TRIALS:
+        x, weight = (_trial(dtype, rows, shape[2], generator) for dtype, rows in zip(dtypes, shape[:2], strict=True))
+        try:
+            prepared = backend.prepare(weight.to(device))
+            y = backend.dense(prepared.planes, x.to(device), width).cpu()
+        except (AttributeError, RuntimeError):  # this build of PyTorch, or this processor, has no such product
+            return False
+        if not torch.equal(y, _ORACLE.dense(_ORACLE.prepare(weight).planes, x, width)):
+            return False
+    return True
+
+
+_Trial = tuple[tuple[torch.dtype, torch.dtype], tuple[int, int, int], int]
+
+_TRIALS: Final[Sequence[_Trial]] = (
+    ((torch.int8, torch.int8), (5, 7, 3), 4),
+    ((torch.int8, torch.int8), (33, 65, 515), 4),
+    ((torch.int16, torch.int16), (6, 9, 260), 6),
+    ((torch.int32, torch.int8), (17, 33, 129), 4),
+    ((torch.int32, torch.int32), (17, 33, 129), 4),
+    ((torch.int64, torch.int16), (4, 11, 65), 8),
+    ((torch.int64, torch.int64), (4, 11, 65), 8),
+)
+"""Types of inputs and weights; samples, outputs, terms; bytes of the answer."""
+
+
+def _trial(dtype: torch.dtype, rows: int, terms: int, generator: torch.Generator) -> Tensor:
+    """Return numbers of which a third are the smallest, a third the largest, and a third anything between."""
+    bounds = torch.iinfo(dtype)
+    largest = {torch.int8: 127, torch.int16: 127 * 257}.get(dtype, bounds.max)
+    x = torch.randint(bounds.min, bounds.max, (rows, terms), dtype=torch.int64, generator=generator).clamp_(
+        -largest, largest
+    )
+    x[::3], x[1::3] = -largest if dtype is not torch.int8 else bounds.min, largest
+    return x.to(dtype)
+
+
+def _seconds(backend: Backend, device: str) -> float:
+    """Return the shortest of three times of a product."""
+    x = torch.ones(64, 512, dtype=torch.int8, device=device)
+    weights = backend.prepare(torch.ones(512, 512, dtype=torch.int8, device=device))
+    times = []
+    for _ in range(3):
+        start = perf_counter()
+        backend.dense(weights.planes, x, 4).cpu()
+        times.append(perf_counter() - start)
+    return min(times)
