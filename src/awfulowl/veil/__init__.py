@@ -1,0 +1,1 @@
+"""Defences between owner and devices: one file each, and a catalogue."""

@@ -1,0 +1,137 @@
+"""The interface of sharings: a product of integers from the answers of several parties, none of which learns it.
+
+A sharing has *lanes*. Each is given matrices made of the weights and vectors made of an input, and answers the sum of
+their products; the sum of all lanes' answers is W x, in the ring Z_2^b of the arithmetic. The lanes of a column go to
+different domains for ever: what is proved holds for a domain with one lane, and for nobody who has two.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from awfulowl.blocks.grid import Grid, take
+from awfulowl.errors import LocalError
+from awfulowl.randomness import Entropy, Seeded, derive
+
+Sum = tuple[int, ...]
+"""Shares of W, by number, that are added up."""
+
+
+class Sharing(ABC):
+    """One way to split a product among lanes.
+
+    x, and W if it is hidden, is the sum of `shares` numbered shares, of which all but the last are random.
+    """
+
+    name: str
+    shares: int
+    lanes: int
+    threshold: int
+    """Lanes that learn inputs together; of fewer nothing is learnt."""
+    whole: Sequence[tuple[int, int]]
+    """Matrices, by lane and number, whose sum is W."""
+    hides_weights: bool
+    """Whether weights need as many lanes as inputs; otherwise each lane holds them."""
+
+    @abstractmethod
+    def products(self, lane: int) -> Sequence[tuple[Sum, int]]:
+        """Return what a lane multiplies: sums of shares of W (all of W where it is not hidden), and shares of x."""
+
+    @property
+    def parts(self) -> int:
+        """How many matrices a lane holds, side by side."""
+        return len(self.products(0))
+
+
+class Unshared(Sharing):
+    """Everything in one lane: whoever serves it sees its inputs and holds its weights."""
+
+    name = "none"
+    shares = lanes = threshold = 1
+    whole = ((0, 0),)
+    hides_weights = False
+
+    def products(self, lane: int) -> Sequence[tuple[Sum, int]]:
+        """Return W x."""
+        del lane
+        return (((0,), 0),)
+
+
+class SharedInputs:
+    """A batch of inputs, split afresh: who gets what, and who got what.
+
+    Each random share has a seed of its own for each column, so that a device gets the seeds of its columns, 32 bytes
+    for each, and can make nothing of the others. The last share is x less the others, and travels whole.
+    """
+
+    def __init__(self, sharing: Sharing, x: Tensor, grid: Grid, ring: torch.dtype, entropy: Entropy) -> None:
+        """Split x (batch, inputs) or (batch, inputs, *space); with a single share it stays as it is, in its type."""
+        self._sharing = sharing
+        self._grid = grid
+        self._random: Final = [
+            [Seeded(entropy.seed(), ring, (len(x), column.span.size, *x.shape[2:])) for column in grid.columns]
+            for _ in range(sharing.shares - 1)
+        ]
+        self._last = x if not self._random else x.to(ring, copy=True)
+        for share in self._random:
+            for column, numbers in zip(grid.columns, share, strict=True):
+                self._last[:, column.span.start : column.span.stop] -= numbers.expand()
+        self._given: dict[tuple[str, int], int] = {}
+
+    def inputs(self, lane: int, columns: Sequence[int], domain: str) -> list[Tensor | Seeded]:
+        """Return what a device of a domain gets for a lane of some columns, to be laid side by side.
+
+        Raises:
+            LocalError: the domain was given another lane of one of these columns. Two lanes may show the inputs, so
+                nothing is handed out: this fault is ours, and stops us.
+        """
+        for column in columns:
+            if self._given.setdefault((domain, column), lane) != lane:
+                raise LocalError(
+                    f"domain '{domain}' would get two shares of the same inputs, those of column {column}; "
+                    "nothing was sent to it. This is a defect of the placement: please report it"
+                )
+        return [piece for _, share in self._sharing.products(lane) for piece in self._pieces(share, columns)]
+
+    def _pieces(self, share: int, columns: Sequence[int]) -> list[Tensor | Seeded]:
+        if share < len(self._random):
+            return [self._random[share][column] for column in columns]
+        return [take(self._last, self._grid, columns).contiguous()]
+
+
+class SharedWeights:
+    """Shares of weights, made anew whenever they are wanted: nothing but a key is kept.
+
+    A random share of a block is derived from the key, its number and the block's place, so whoever takes a lane over
+    later is given the very numbers that its predecessor had.
+    """
+
+    def __init__(self, sharing: Sharing, ring: torch.dtype, entropy: Entropy) -> None:
+        self._sharing = sharing
+        self._ring = ring
+        self._key = entropy.seed()
+
+    def matrices(self, lane: int, block: Tensor, place: Sequence[int]) -> list[Tensor]:
+        """Return the matrices of a lane for a block of integers, each of its shape.
+
+        Args:
+            lane: of the sharing.
+            block: (outputs, inputs / groups, *size).
+            place: numbers that say which block it is.
+        """
+        if not self._sharing.hides_weights:
+            return [block for _ in self._sharing.products(lane)]
+        return [self._add(block, place, wanted) for wanted, _ in self._sharing.products(lane)]
+
+    def _add(self, block: Tensor, place: Sequence[int], wanted: Sum) -> Tensor:
+        last = self._sharing.shares - 1 in wanted
+        total = block.to(self._ring, copy=True) if last else torch.zeros(block.shape, dtype=self._ring)
+        for share in range(self._sharing.shares - 1):
+            factor = (share in wanted) - last  # the last share is the block less each of the others
+            if factor:
+                seed = derive(self._key, share, *place)
+                total.add_(Seeded(seed, self._ring, tuple(block.shape)).expand(), alpha=factor)
+        return total
