@@ -47,6 +47,10 @@ class Assignment:
         """Return all devices that a cell was ever given to, live or not: who may come back with it."""
         return tuple(self._holders[panel][cell])
 
+    def domain(self, device: str) -> str:
+        """Return the domain of a device of the plan."""
+        return self._devices[device].domain
+
     def duties(self, device: str, alive: Collection[str]) -> tuple[tuple[int, int], ...]:
         """Return the (panel, cell) pairs that a live device serves now: what to load when it comes or returns."""
         return tuple(place for place in self._cells.get(device, ()) if device in self.holders(*place, alive))
@@ -58,15 +62,17 @@ class Assignment:
         the panel, so that room is left with everybody, then the least loaded; chance breaks ties. Present holders are
         left out.
         """
-        column = self._plan.panels[panel].cells[cell].column
+        placed = self._plan.panels[panel].cells[cell]
+        column, lane = placed.column, placed.lane
+        unit = lane * len(self._plan.panels[panel].grid.columns) + column
         holders = self._holders[panel][cell]
         free = [device for name, device in self._devices.items() if name in alive and name not in holders]
-        allowed = [device for device in free if self._referee.broken(panel, device, (column,)) is None]
+        allowed = [device for device in free if self._referee.broken(panel, device, (column,), lane) is None]
         luck = self._entropy.uniform(len(allowed)).tolist()
         ranked = sorted(
             (
-                column not in self._ledger.seen(panel, device.name),
-                column not in self._ledger.seen_by_domain(panel, device.domain),
+                unit not in self._ledger.seen(panel, device.name),
+                unit not in self._ledger.seen_by_domain(panel, device.domain),
                 len(self._ledger.seen(panel, device.name)),
                 self._load[device.name],
                 chance,
@@ -87,8 +93,8 @@ class Assignment:
             raise InputError(f"device {device!r} is not in the plan; add it first")
         if device in self._holders[panel][cell]:
             return
-        column = self._plan.panels[panel].cells[cell].column
-        self._referee.record(panel, self._devices[device], (column,))
+        placed = self._plan.panels[panel].cells[cell]
+        self._referee.record(panel, self._devices[device], (placed.column,), placed.lane)
         self._holders[panel][cell].append(device)
         self._count(panel, cell, device)
 

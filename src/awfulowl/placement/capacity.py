@@ -109,3 +109,24 @@ class Capacity:
 
     def _limits(self, columns: int) -> tuple[int, int]:
         return slices_within(self.rules.share, columns), slices_within(self.rules.domain_share, columns)
+
+
+class Lanes:
+    """What sets of devices can see of a layer of which each of them holds all columns, one lane each."""
+
+    def __init__(self, lanes: Sequence[Capacity]) -> None:
+        self.lanes = tuple(lanes)
+        self.rules = lanes[0].rules
+        self.devices = min((lane.devices for lane in lanes), key=len)
+
+    def unevenness(self, columns: int) -> float:
+        """Return the work of the busiest device over the mean of its lane."""
+        return max(lane.unevenness(columns) for lane in self.lanes)
+
+    def held(self, columns: int) -> int:
+        """Return how many columns a device holds at most, dealt evenly."""
+        return max(lane.held(columns) for lane in self.lanes)
+
+    def grade(self, columns: int) -> int:
+        """Return the grade of the worst lane, as in `Capacity.grade`."""
+        return min(lane.grade(columns) for lane in self.lanes)

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final, NamedTuple
 
+from awfulowl.arithmetic.numbers import FLOAT32
 from awfulowl.blocks.grid import Grid, make_grid
 from awfulowl.blocks.kernels import Dense, Kernel
 from awfulowl.errors import RuleError
-from awfulowl.placement.capacity import Capacity
+from awfulowl.placement.capacity import Capacity, Lanes
 from awfulowl.placement.options import Options
 from awfulowl.placement.rules import Rules, exactly
 
@@ -28,7 +29,7 @@ class Layer(NamedTuple):
 
     `shape` is that of the weight, (out, in / groups, *size). `input` identifies the tensor that goes in during an
     example pass (None: there was none). `positions` are the output vectors per sample, `input_positions` the
-    input vectors (None: as many).
+    input vectors (None: as many). `error` is that of the arithmetic on the example.
     """
 
     product: str
@@ -38,6 +39,8 @@ class Layer(NamedTuple):
     input: int | None = None
     positions: int = 1
     input_positions: int | None = None
+    arithmetic: str = FLOAT32
+    error: float | None = None
 
     @property
     def inputs(self) -> int:
@@ -61,7 +64,7 @@ def _blocks(layer: Layer, side: int) -> int:
     return math.ceil(layer.shape[0] / side) * math.ceil(layer.inputs / side)
 
 
-def cut(layers: Sequence[Layer], block: tuple[int, int], capacity: Capacity, options: Options) -> Grid:
+def cut(layers: Sequence[Layer], block: tuple[int, int], capacity: Capacity | Lanes, options: Options) -> Grid:
     """Cut layers that share their input, stacked along the outputs, into blocks of about `block`.
 
     Columns are made narrower than the block until the rules can be met, with room if possible, and until all devices
@@ -81,7 +84,7 @@ def cut(layers: Sequence[Layer], block: tuple[int, int], capacity: Capacity, opt
     return best
 
 
-def _best(grids: Iterable[Grid], capacity: Capacity, fewest: int) -> Grid | None:
+def _best(grids: Iterable[Grid], capacity: Capacity | Lanes, fewest: int) -> Grid | None:
     """Return the grid of the highest grade, then the most even, then with least on one device; the first of equals."""
     best, score = None, (0, 0.0, 0.0)
     most = _COLUMNS_PER_DEVICE * len(capacity.devices)
@@ -125,7 +128,7 @@ def _fewest_columns(inputs: int, rules: Rules, options: Options) -> int:
     return max(min(inputs, fine), 2 if options.strict else 1)
 
 
-def _refusal(name: str, inputs: int, capacity: Capacity) -> str:
+def _refusal(name: str, inputs: int, capacity: Capacity | Lanes) -> str:
     rules, devices = capacity.rules, len(capacity.devices)
     if inputs == 1:
         return (

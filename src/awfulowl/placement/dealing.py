@@ -73,7 +73,12 @@ class Dealer:
         self._first: Counter[str] = Counter()
 
     def deal(
-        self, panel: int, lot: Sequence[Parcel], homes: Sequence[tuple[int, ...]], devices: Sequence[Device]
+        self,
+        panel: int,
+        lot: Sequence[Parcel],
+        homes: Sequence[tuple[int, ...]],
+        devices: Sequence[Device],
+        lane: int = 0,
     ) -> list[tuple[str, ...]]:
         """Choose the holders of each parcel of a panel, preferred first.
 
@@ -96,7 +101,7 @@ class Dealer:
                 hand += self._ranked(domains[domain], count, last_round=last_round)[:replicas]
                 left[domain] -= replicas
             for device in hand:
-                self._referee.record(panel, device, parcel.columns)
+                self._referee.record(panel, device, parcel.columns, lane)
                 count[device.name] += 1
                 self._held[device.name] += parcel.weights
             hands.append([device.name for device in hand])

@@ -38,7 +38,8 @@ class Sealed(Struct, frozen=True, forbid_unknown_fields=True):
 class Ledger(Sealed, frozen=True):
     """The slices that were ever placed with each device and each domain, per panel.
 
-    A slice counts from the moment it is placed, before anything is sent, so no crash can lose a sighting.
+    A slice counts from the moment it is placed, before anything is sent, so no crash can lose a sighting. Where inputs
+    are shared, what is seen are shares: lane l of column c is counted as c + l columns.
     """
 
     devices: tuple[dict[str, set[int]], ...]

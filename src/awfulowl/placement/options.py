@@ -1,10 +1,14 @@
 """What a user may ask of a plan."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
+from awfulowl.arithmetic.numbers import FLOAT32, integers
 from awfulowl.errors import InputError
+from awfulowl.veil.shares import sharing_of
 
+AUTO: Final = "auto"
 Shape = Literal["columns", "rows", "rectangles", "scattered"]
 
 
@@ -37,6 +41,15 @@ class Options:
     separate_neighbours: bool = False
     """No domain serves two layers that follow each other."""
 
+    arithmetic: str = FLOAT32
+    """float32, int8, int16, or auto: for each layer the narrowest integers whose error is within `error_budget`."""
+
+    error_budget: float = 0.01
+    """Largest error of a layer on the example, over the length of its product, that `auto` accepts of int8."""
+
+    sharing: str | None = None
+    """None, inputs:2 (to inputs:8) or replicated; of integers only."""
+
     keep: tuple[str, ...] = ()
     """Modules or products that stay at the owner, by path; a path keeps everything below it."""
 
@@ -49,5 +62,14 @@ class Options:
         for name, share in (("share", self.share), ("domain_share", self.domain_share)):
             if share is not None and not 0.0 < share <= 1.0:
                 raise InputError(f"{name} {share} is not in (0, 1]")
+        if self.arithmetic != AUTO:
+            integers(self.arithmetic)
+        if not 0.0 < self.error_budget < math.inf:
+            raise InputError(f"error budget {self.error_budget} is not above 0")
+        if sharing_of(self.sharing).shares > 1 and self.arithmetic == FLOAT32:
+            raise InputError(
+                f"sharing {self.sharing!r} needs exact integers: choose arithmetic 'int8', 'int16' or 'auto'. "
+                "Shares of floats are not uniform and would show what they hide"
+            )
         if self.shape not in get_args(Shape):
             raise InputError(f"shape {self.shape!r} is none of {', '.join(get_args(Shape))}")

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
-from torch import Tensor
+from torch import Tensor, nn
 
+from awfulowl.arithmetic.numbers import FLOAT32
 from awfulowl.blocks.grid import Grid, Span
 from awfulowl.placement.ledger import Device, Ledger, Sealed
 from awfulowl.placement.rules import Rules
@@ -26,13 +27,15 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Cell(Sealed, frozen=True):
     """Blocks of one column that live together: the unit of placement.
 
-    `column` and `rows` index the panel's grid. `holders` are all devices that this cell was ever given to, in
-    order of preference; those that serve it are the first live ones (see `Assignment.holders`).
+    `column` and `rows` index the panel's grid, `lane` says which part of a sharing this is (0 without one). `holders`
+    are all devices that this cell was ever given to, in order of preference; those that serve it are the first live
+    ones (see `Assignment.holders`).
     """
 
     column: int
     rows: tuple[int, ...]
     holders: tuple[str, ...]
+    lane: int = 0
 
 
 class Panel(Sealed, frozen=True):
@@ -40,7 +43,9 @@ class Panel(Sealed, frozen=True):
 
     `order` is the secret permutation of the columns in which slices are dealt and partial sums are added.
     `positions` are the vectors per sample that come out, `input_positions` those that go in (1 for a plain
-    dense layer, pixels for a convolution); `first` marks the layer that sees the model's input.
+    dense layer, pixels for a convolution); `first` marks the layer that sees the model's input. `slice_handles` name
+    the columns of each matrix of each lane (`slice_handle`). `error` is what the arithmetic costs on the example: the
+    length of the error over that of the product, None where there was no example.
     """
 
     name: str
@@ -53,6 +58,12 @@ class Panel(Sealed, frozen=True):
     positions: int = 1
     input_positions: int = 1
     first: bool = False
+    arithmetic: str = FLOAT32
+    error: float | None = None
+
+    def slice_handle(self, column: int, matrix: int = 0) -> bytes:
+        """Return the name of a column to whoever holds a matrix, counted over all lanes."""
+        return self.slice_handles[matrix * len(self.grid.columns) + column]
 
     def _shown(self) -> list[tuple[str, Any]]:
         rows, columns = len(self.grid.rows), len(self.grid.columns)
@@ -75,9 +86,23 @@ class Plan(Sealed, frozen=True):
     kept: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     unsafe: bool = False
-    arithmetic: str = "float32"
-    sharing: None = None
+    arithmetic: str = FLOAT32
+    sharing: str | None = None
     version: int = PLAN_VERSION
+
+    def twin(self, model: nn.Module) -> nn.Module:
+        """Return an ordinary local module that computes the very integers that devices compute, bit for bit.
+
+        Args:
+            model: the one that the plan was made for; it is not changed.
+
+        Raises:
+            InputError: the plan is of float32, where every machine rounds in its own order.
+            PlanError: the plan names products that the model does not have.
+        """
+        from awfulowl.placement.twin import twin  # noqa: PLC0415 - it knows plans
+
+        return twin(model, self)
 
     def _shown(self) -> list[tuple[str, Any]]:
         return [
@@ -86,6 +111,8 @@ class Plan(Sealed, frozen=True):
             ("devices", len(self.devices)),
             ("kept", len(self.kept)),
             ("rules", self.rules),
+            ("arithmetic", self.arithmetic),
+            ("sharing", self.sharing),
             ("unsafe", self.unsafe),
         ]
 

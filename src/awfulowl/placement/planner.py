@@ -8,7 +8,7 @@ from typing import NamedTuple
 from awfulowl.blocks.grid import Grid, Span
 from awfulowl.blocks.kernels import Dense
 from awfulowl.errors import InputError, ModelError, RuleError
-from awfulowl.placement.capacity import Capacity
+from awfulowl.placement.capacity import Capacity, Lanes
 from awfulowl.placement.cutting import Layer, block_size, cut
 from awfulowl.placement.dealing import Dealer, parcels
 from awfulowl.placement.ledger import Device, Ledger
@@ -16,6 +16,7 @@ from awfulowl.placement.options import Options
 from awfulowl.placement.plan import Cell, Member, Panel, Plan
 from awfulowl.placement.rules import Referee, Rules, choose_rules
 from awfulowl.randomness import SYSTEM, Entropy
+from awfulowl.veil.shares import sharing_of
 
 KEPT_BY_REQUEST = "kept by request"
 
@@ -50,8 +51,9 @@ def make_plan(
     scattered, kept = _keep(layers, options.keep, kept)
     groups = _group(scattered)
     pools = _pools(devices, apart=options.separate_neighbours and len(groups) > 1)
-    rules, relaxed = choose_rules(options, pools)
-    drafts = _draft(groups, pools, rules, options)
+    lanes = [_lanes(pool, options) for pool in pools]
+    rules, relaxed = choose_rules(options, [lane for pool in lanes for lane in pool])
+    drafts = _draft(groups, lanes, rules, options)
     ledger = Ledger.empty(len(drafts))
     neighbours = tuple(pairwise(range(len(drafts))))
     referee = Referee(rules, ledger, [(draft.name, len(draft.grid.columns)) for draft in drafts], neighbours)
@@ -66,6 +68,8 @@ def make_plan(
         kept=kept,
         notes=(*_warnings(layers, entropy), *relaxed),
         unsafe=entropy.unsafe,
+        arithmetic=options.arithmetic,
+        sharing=options.sharing,
     )
 
 
@@ -75,45 +79,72 @@ class _Draft(NamedTuple):
     name: str
     layers: Sequence[Layer]
     grid: Grid
-    capacity: Capacity
+    lanes: Lanes
 
 
 def _draft(
-    groups: Sequence[Sequence[Layer]], pools: Sequence[Sequence[Device]], rules: Rules, options: Options
+    groups: Sequence[Sequence[Layer]], pools: Sequence[Sequence[Sequence[Device]]], rules: Rules, options: Options
 ) -> list[_Draft]:
     block = block_size([layer for group in groups for layer in group], options)
-    turns = cycle(Capacity(rules, pool) for pool in pools)
+    turns = cycle(Lanes([Capacity(rules, lane) for lane in pool]) for pool in pools)
     return [
-        _Draft("+".join(layer.product for layer in group), group, cut(group, block, capacity, options), capacity)
-        for group, capacity in zip(groups, turns, strict=False)
+        _Draft("+".join(layer.product for layer in group), group, cut(group, block, lanes, options), lanes)
+        for group, lanes in zip(groups, turns, strict=False)
     ]
 
 
 def _panel(index: int, draft: _Draft, dealer: Dealer, options: Options, entropy: Entropy) -> Panel:
-    name, layers, grid, capacity = draft
-    positions, input_positions = layers[0].positions, layers[0].input_positions
+    name, layers, grid, lanes = draft
+    first = layers[0]
     order = entropy.permutation(len(grid.columns))
-    lot = parcels(grid, order, options.shape, devices=len(capacity.devices), positions=positions)
-    homes = capacity.allot(len(lot)) if options.shape == "columns" else None
-    hands = dealer.deal(index, lot, homes or capacity.spread(len(lot)), capacity.devices)
-    cells = (
-        Cell(column, rows, holders)
-        for parcel, holders in zip(lot, hands, strict=True)
-        for column, rows in parcel.rows.items()
-    )
+    cells: list[Cell] = []
+    for lane, capacity in enumerate(lanes.lanes):
+        lot = parcels(grid, order, options.shape, devices=len(capacity.devices), positions=first.positions)
+        homes = capacity.allot(len(lot)) if options.shape == "columns" else None
+        hands = dealer.deal(index, lot, homes or capacity.spread(len(lot)), capacity.devices, lane)
+        cells += (
+            Cell(column, rows, holders, lane)
+            for parcel, holders in zip(lot, hands, strict=True)
+            for column, rows in parcel.rows.items()
+        )
     edges = pairwise(accumulate((layer.shape[0] for layer in layers), initial=0))
+    matrices = len(lanes.lanes) * sharing_of(options.sharing).parts
     return Panel(
         name=name,
         members=tuple(Member(layer.product, Span(*edge)) for layer, edge in zip(layers, edges, strict=True)),
         grid=grid,
         row_handles=tuple(entropy.handle() for _ in grid.rows),
-        slice_handles=tuple(entropy.handle() for _ in grid.columns),
+        slice_handles=tuple(entropy.handle() for _ in range(matrices * len(grid.columns))),
         order=tuple(order),
-        cells=tuple(sorted(cells, key=lambda cell: (cell.column, cell.rows))),
-        positions=positions,
-        input_positions=positions if input_positions is None else input_positions,
+        cells=tuple(sorted(cells, key=lambda cell: (cell.lane, cell.column, cell.rows))),
+        positions=first.positions,
+        input_positions=first.positions if first.input_positions is None else first.input_positions,
         first=index == 0,
+        arithmetic=first.arithmetic,
+        error=max((layer.error for layer in layers if layer.error is not None), default=None),
     )
+
+
+def _lanes(devices: Sequence[Device], options: Options) -> list[list[Device]]:
+    """Split devices into one set for each lane of the sharing: whole domains, about equally many devices each.
+
+    Raises:
+        RuleError: there are fewer domains than lanes.
+    """
+    wanted = sharing_of(options.sharing).lanes
+    domains: dict[str, list[Device]] = {}
+    for device in devices:
+        domains.setdefault(device.domain, []).append(device)
+    if wanted > len(domains):
+        raise RuleError(
+            f"rule 'one share': sharing {options.sharing!r} needs {wanted} domains, and the devices are of "
+            f"{len(domains)}; say which party controls which device (devices={{'d1': 'alice', 'd2': 'bob'}}, "
+            "or --devices d1@alice,d2@bob)"
+        )
+    lanes: list[list[Device]] = [[] for _ in range(wanted)]
+    for members in sorted(domains.values(), key=len, reverse=True):
+        min(lanes, key=len).extend(members)
+    return lanes
 
 
 def _check_names(kind: str, names: Sequence[str]) -> None:
@@ -129,9 +160,9 @@ def _keep(
 ) -> tuple[list[Layer], tuple[tuple[str, str], ...]]:
     names = [layer.product for layer in layers] + [name for name, _ in kept]
     for path in paths:
-        if not any(_below(name, path) for name in names):
+        if not any(below(name, path) for name in names):
             raise InputError(f"keep names {path!r}, which is no layer of this model")
-    scattered = [layer for layer in layers if not any(_below(layer.product, path) for path in paths)]
+    scattered = [layer for layer in layers if not any(below(layer.product, path) for path in paths)]
     asked = [(layer.product, KEPT_BY_REQUEST) for layer in layers if layer not in scattered]
     if not scattered:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in [*kept, *asked][:8])
@@ -142,7 +173,8 @@ def _keep(
     return scattered, (*kept, *asked)
 
 
-def _below(name: str, path: str) -> bool:
+def below(name: str, path: str) -> bool:
+    """Say whether a product is the module at a path, or in it."""
     return name == path or name.startswith((f"{path}.", f"{path}/"))
 
 
@@ -160,7 +192,8 @@ def _group(layers: Sequence[Layer]) -> list[list[Layer]]:
 
 def _joinable(one: Layer, other: Layer) -> bool:
     dense = isinstance(one.kernel, Dense) and isinstance(other.kernel, Dense)
-    return dense and (one.input, one.inputs, one.positions) == (other.input, other.inputs, other.positions)
+    same = (one.input, one.inputs, one.positions, one.arithmetic)
+    return dense and same == (other.input, other.inputs, other.positions, other.arithmetic)
 
 
 def _pools(devices: Sequence[Device], *, apart: bool) -> list[list[Device]]:

@@ -6,12 +6,12 @@ from typing import Literal
 import msgspec
 from torch import nn
 
-from awfulowl.errors import InputError
 from awfulowl.placement.ledger import Device
 from awfulowl.placement.naming import HasDevices, name_devices
 from awfulowl.placement.options import Options
 from awfulowl.placement.plan import Plan, model_digest
 from awfulowl.placement.planner import make_plan
+from awfulowl.placement.precision import choose
 from awfulowl.placement.survey import survey
 from awfulowl.randomness import SYSTEM, Entropy
 
@@ -24,7 +24,7 @@ def plan_model(
     entropy: Entropy = SYSTEM,
 ) -> Plan:
     """Survey a model and make a plan with every option; see `plan`."""
-    found = survey(model, example)
+    found = choose(model, survey(model, example), example, options)
     digest = model_digest(model.named_parameters(remove_duplicate=False))
     made = make_plan(found.layers, devices, options, entropy, model=digest, kept=found.kept)
     return msgspec.structs.replace(made, notes=(*made.notes, *found.notes))
@@ -56,17 +56,23 @@ def plan(
         keep: modules that stay at the owner, by path.
         share: largest share of a layer's input slices that one device may ever see.
         domain_share: the same for a domain.
-        arithmetic: "float32", the only one so far.
-        sharing: None, the only one so far.
+        arithmetic: "float32", or exact integers: "int8" (fast), "int16" (near lossless), or "auto", for each layer
+            int8 where its error on the example is below 1 %, else int16.
+        sharing: None, or how exact products are shared: "inputs:2" (to "inputs:8") splits inputs among domains of
+            which each holds the weights; "replicated" splits inputs and weights among three.
 
     Raises:
-        ModelError: nothing can be scattered, or weights are unreadable.
+        ModelError: nothing can be scattered, weights are unreadable, or a layer does not fit the integers asked for.
         RuleError: the rules cannot be met.
         InputError: an option is out of range.
     """
-    if arithmetic != "float32":
-        raise InputError(f"arithmetic {arithmetic!r} is not part of this version; there is 'float32'")
-    if sharing is not None:
-        raise InputError(f"sharing {sharing!r} is not part of this version; leave it None")
-    options = Options(block=block, replicas=replicas, keep=tuple(keep), share=share, domain_share=domain_share)
+    options = Options(
+        block=block,
+        replicas=replicas,
+        keep=tuple(keep),
+        share=share,
+        domain_share=domain_share,
+        arithmetic=arithmetic,
+        sharing=sharing,
+    )
     return plan_model(model, example, name_devices(devices), options)

@@ -4,7 +4,8 @@ For a layer of C columns, over the whole history:
 
 - a device sees at most max(1, floor(share * C)) slices;
 - a domain sees at most max(1, floor(domain_share * C)) slices;
-- with `separate_neighbours`, no domain serves two layers that follow each other.
+- with `separate_neighbours`, no domain serves two layers that follow each other;
+- where inputs are shared, no domain sees two shares of one slice.
 
 What was seen already may be seen again: a device that returns gets its old columns back. Rules bound single
 devices and domains, never coalitions of them: that is what `exposure` computes.
@@ -28,7 +29,7 @@ STANDARD_DOMAIN_SHARE: Final = 0.5
 ENOUGH_DEVICES: Final = 4
 """With fewer devices a second replica would show (almost) every slice to every device."""
 
-Rule = Literal["device share", "domain share", "separate neighbours"]
+Rule = Literal["device share", "domain share", "separate neighbours", "one share"]
 
 
 @lru_cache(maxsize=256)
@@ -72,9 +73,13 @@ class Referee:
             self._adjacent[one].append(other)
             self._adjacent[other].append(one)
 
-    def broken(self, panel: int, device: Device, columns: Collection[int]) -> Rule | None:
-        """Return the rule that `device` would break by seeing these columns of a panel, or None."""
+    def broken(self, panel: int, device: Device, columns: Collection[int], lane: int = 0) -> Rule | None:
+        """Return the rule that `device` would break by seeing these columns (one lane of them) of a panel, or None."""
         total = self._layers[panel][1]
+        known = self.ledger.seen_by_domain(panel, device.domain)
+        if any(unit % total in columns and unit // total != lane for unit in known):
+            return "one share"
+        columns = self._units(panel, columns, lane)
         seen = self.ledger.seen(panel, device.name)
         if _beyond(seen, columns, slices_within(self.rules.share, total)):
             return "device share"
@@ -85,20 +90,29 @@ class Referee:
             return "separate neighbours"
         return None
 
-    def record(self, panel: int, device: Device, columns: Collection[int]) -> None:
+    def record(self, panel: int, device: Device, columns: Collection[int], lane: int = 0) -> None:
         """Write the sighting into the ledger.
 
         Raises:
             RuleError: it would break a rule; nothing is recorded.
         """
-        rule = self.broken(panel, device, columns)
+        rule = self.broken(panel, device, columns, lane)
+        name, total = self._layers[panel]
+        if rule == "one share":
+            raise RuleError(
+                f"rule 'one share': device {device.name} of domain {device.domain!r} would see two shares of a slice "
+                f"of {name}; shares go to different domains, over the whole history"
+            )
         if rule is not None:
-            name, total = self._layers[panel]
             raise RuleError(
                 f"rule '{rule}': device {device.name} would see too many of the {total} slices of {name}; "
                 "allow a larger share, use shape 'columns', or keep the layer at the owner"
             )
-        self.ledger.record(panel, device, columns)
+        self.ledger.record(panel, device, self._units(panel, columns, lane))
+
+    def _units(self, panel: int, columns: Collection[int], lane: int) -> Collection[int]:
+        """Return how the ledger counts a lane of some columns."""
+        return [lane * self._layers[panel][1] + column for column in columns]
 
     def _serves_neighbour(self, panel: int, domain: str) -> bool:
         return any(self.ledger.seen_by_domain(other, domain) for other in self._adjacent[panel])

@@ -127,23 +127,71 @@ def _record(
 
     def recorder(name: str) -> Multiply:
         def multiply(x: Tensor) -> Tensor:
-            made = products[name]
-            ys = [product(made.kernel, weight.float(), x, made.groups) for weight in made.weights]
-            y = torch.cat(ys, dim=-1 if isinstance(made.kernel, Dense) else 1)
+            y = _multiply(products[name], x)
             calls.setdefault(name, []).append(_Call(x, y.shape))
             return y
 
         return multiply
 
+    with torch.no_grad():
+        call_with(with_products(model, parts, {name: recorder(name) for name in products}).eval(), example)
+    return calls
+
+
+def _multiply(made: Product, x: Tensor) -> Tensor:
+    ys = [product(made.kernel, weight.float(), x, made.groups) for weight in made.weights]
+    return torch.cat(ys, dim=-1 if isinstance(made.kernel, Dense) else 1)
+
+
+def errors(
+    model: nn.Module, parts: Mapping[str, Part], example: object, others: Mapping[str, Multiply]
+) -> dict[str, float]:
+    """Return for each product that the example reaches how far another way to multiply is off.
+
+    Args:
+        model: any module; it is not changed.
+        parts: its parts, from `survey`.
+        example: what it is called with.
+        others: the other way, by product. What goes into each is computed in float32.
+
+    Returns:
+        The length of the error over that of the product, over the whole example.
+    """
+    products = {name: made for part in parts.values() for name, made in part.products().items()}
+    squares: dict[str, tuple[float, float]] = {}
+
+    def measurer(name: str) -> Multiply:
+        def multiply(x: Tensor) -> Tensor:
+            y = _multiply(products[name], x)
+            if name not in others:
+                return y
+            error, size = squares.get(name, (0.0, 0.0))
+            off = (others[name](x) - y).double().square().sum()
+            squares[name] = error + float(off), size + float(y.double().square().sum())
+            return y
+
+        return multiply
+
+    with torch.no_grad():
+        call_with(with_products(model, parts, {name: measurer(name) for name in products}).eval(), example)
+    return {name: math.sqrt(error / size) if size else 0.0 for name, (error, size) in squares.items()}
+
+
+def with_products(model: nn.Module, parts: Mapping[str, Part], multiply: Mapping[str, Multiply]) -> nn.Module:
+    """Return a copy of a model, sharing its tensors, whose products are computed by others.
+
+    Args:
+        model: left as it is.
+        parts: the modules that are replaced.
+        multiply: what computes each product, by its name in the model.
+    """
     replacements = {
         part.target.module: part.target.replace(
-            {made.name: recorder(name) for name, made in part.products().items()}, unfold=part.unfold
+            {made.name: multiply[name] for name, made in part.products().items()}, unfold=part.unfold
         )
         for part in parts.values()
     }
-    with torch.no_grad():
-        call_with(substitute(model, replacements, freeze=True).eval(), example)
-    return calls
+    return substitute(model, replacements, freeze=True)
 
 
 def call_with(model: nn.Module, example: object) -> Any:
