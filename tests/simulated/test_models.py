@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import awfulowl as owl
-from awfulowl.errors import ClosedError, InputError, ModelError, PlanError, ScatteredError
+from awfulowl.errors import ClosedError, ModelError, PlanError, ScatteredError
 from awfulowl.placement.options import Options, Shape
 from awfulowl.placement.request import plan_model
 from awfulowl.placement.survey import call_with
@@ -348,7 +348,7 @@ def test_weights_that_change_after_the_plan_are_noticed_when_they_are_needed_aga
         model.weight += 1
     deployment, _ = fleet._scattering(scattered)
     with pytest.raises(ModelError, match="changed since"):
-        deployment._rectangle(0, deployment.panels[0].cells[0].rows, [0])
+        deployment.matrices(0, 0, deployment.panels[0].cells[0].rows, [0])
     fleet.release(scattered)
 
 
@@ -364,13 +364,6 @@ def test_weights_that_are_not_finite(bad: float) -> None:
         model.weight[1, 2] = bad
     with pytest.raises(ModelError, match="weight"):
         owl.plan(model, devices=2)
-
-
-def test_options_of_later_versions_are_refused_by_name() -> None:
-    with pytest.raises(InputError, match="int8"):
-        owl.plan(nn.Linear(4, 4), devices=2, arithmetic="int8")
-    with pytest.raises(InputError, match="sharing"):
-        owl.plan(nn.Linear(4, 4), devices=2, sharing="inputs:2")
 
 
 def test_a_closed_fleet_says_so() -> None:

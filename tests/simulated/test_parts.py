@@ -16,7 +16,6 @@ from awfulowl.owner import product
 from awfulowl.owner.policy import Policy
 from awfulowl.owner.product import _evenly
 from awfulowl.placement.options import Options
-from awfulowl.verification.freivalds import Expectation
 from awfulowl.wire import messages as verbs
 from tests.simulated.world import World, simulate
 
@@ -174,7 +173,7 @@ def test_answers_are_held_to_the_check_of_now() -> None:
             assert new is not old
             expect = new.expect
 
-            def noting(x: Tensor, **options: Any) -> Expectation:
+            def noting(x: Tensor, **options: Any) -> Any:
                 used.append(1)
                 return expect(x, **options)
 

@@ -2,43 +2,74 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+from awfulowl.arithmetic.packing import pack
+from awfulowl.arithmetic.products import Weights, fastest
 from awfulowl.blocks.grid import Span
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel, output_shape, product
-from awfulowl.device.dense import Multiply, fastest, plain
-from awfulowl.errors import LimitError, RefusedError
+from awfulowl.device import dense
+from awfulowl.errors import InputError, LimitError, RefusedError
 from awfulowl.limits import Limits
 from awfulowl.wire.messages import Apply, Sheet, Term
 
 _REMEMBERED_RECIPES: Final = 1024
 
+_HELD: Final = frozenset(
+    {
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+    }
+)
+"""Types of weights: floats become float32, integers stay what they are."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Held:
-    """One loaded sheet: a full rectangle of blocks."""
+    """One loaded sheet: a full rectangle of blocks.
 
-    weight: Tensor
+    `weights` are float32 in one plane, or integers as the backend wants them.
+    """
+
+    weights: Weights
     kernel: Kernel
     groups: int
     rows: dict[bytes, Span]
     slices: dict[bytes, Span]
 
-    def part(self, rows: Span, inputs: Span) -> Tensor:
+    @property
+    def exact(self) -> bool:
+        """Whether these are integers."""
+        return not self.weights.planes.is_floating_point()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the weights take."""
+        return self.weights.planes.nbytes
+
+    def part(self, rows: Span, inputs: Span) -> Weights:
         """Return the weights of a sub-rectangle, as a view."""
-        return self.weight[rows.start : rows.stop, inputs.start // self.groups : inputs.stop // self.groups]
+        across = slice(inputs.start // self.groups, inputs.stop // self.groups)
+        return self.weights._replace(planes=self.weights.planes[:, rows.start : rows.stop, across])
 
 
 class _Product(NamedTuple):
-    """Add `weight` times the inputs `source` to the outputs `target`."""
+    """Add `weights` times the inputs `source` to the outputs `target`."""
 
-    weight: Tensor
+    weights: Weights
     kernel: Kernel
     groups: int
     source: Span
@@ -62,7 +93,8 @@ class Store:
     def __init__(self, limits: Limits, memory_bytes: int, accelerator: str = "cpu") -> None:
         self._limits = limits
         self._accelerator = torch.device(accelerator)
-        self._multiply = fastest() if self._accelerator.type == "cpu" else plain
+        self._multiply = dense.fastest() if self._accelerator.type == "cpu" else dense.plain
+        self._backend = fastest(self._accelerator.type)
         self._memory_bytes = min(memory_bytes, limits.device_memory_bytes)
         self._sheets: list[_Held] = []
         self._at: dict[bytes, list[_Held]] = {}  # sheets by the slices that they hold
@@ -82,14 +114,32 @@ class Store:
         """
         if len(sheets) != len(tensors):
             raise RefusedError(f"load: {len(sheets)} sheets came with {len(tensors)} tensors")
-        held = [_hold(sheet, tensor, self._accelerator) for sheet, tensor in zip(sheets, tensors, strict=True)]
-        size = sum(sheet.weight.nbytes for sheet in held)
+        held = [self._hold(sheet, tensor) for sheet, tensor in zip(sheets, tensors, strict=True)]
+        size = sum(sheet.nbytes for sheet in held)
         if self.held_bytes + size > self._memory_bytes:
             raise LimitError(f"load: {self.held_bytes + size} bytes asked for, {self._memory_bytes} offered")
         for sheet in held:
             self._replace(sheet)
             self._remember(sheet)
         self._recipes.clear()
+
+    def _hold(self, sheet: Sheet, tensor: Tensor) -> _Held:
+        rows = _spans(sheet.rows, sheet.row_sizes)
+        slices = _spans(sheet.slices, sheet.slice_sizes)
+        size = len(sheet.kernel.stride) if isinstance(sheet.kernel, Convolution) else 0
+        wanted = (sum(sheet.row_sizes), sum(sheet.slice_sizes) // sheet.groups)
+        if tensor.shape[:2] != wanted or tensor.dim() != 2 + size or tensor.dtype not in _HELD:
+            raise RefusedError(f"load: {tensor.dtype} of shape {tuple(tensor.shape)} came for a sheet of {wanted}")
+        if sheet.groups > 1 and (isinstance(sheet.kernel, Dense) or len(slices) > 1 or len(rows) > 1):
+            raise RefusedError("load: a sheet with groups is one block of a convolution")
+        if sheet.groups > 1 and (wanted[0] % sheet.groups or sheet.slice_sizes[0] % sheet.groups):
+            raise RefusedError("load: the groups do not divide the block")
+        # A copy: the tensor lies in memory for frames, which a device would hold as long as the weights.
+        if tensor.is_floating_point():
+            weights = Weights(tensor.to(self._accelerator, torch.float32, copy=True)[None])
+        else:
+            weights = self._backend.prepare(tensor.to(self._accelerator, copy=True))
+        return _Held(weights, sheet.kernel, sheet.groups, rows, slices)
 
     def _replace(self, new: _Held) -> None:
         """Drop older sheets that hold a block of the new one: a repeated load is the later truth."""
@@ -101,13 +151,13 @@ class Store:
 
     def _remember(self, sheet: _Held) -> None:
         self._sheets.append(sheet)
-        self.held_bytes += sheet.weight.nbytes
+        self.held_bytes += sheet.nbytes
         for handle in sheet.slices:
             self._at.setdefault(handle, []).append(sheet)
 
     def _forget(self, sheet: _Held) -> None:
         self._sheets.remove(sheet)
-        self.held_bytes -= sheet.weight.nbytes
+        self.held_bytes -= sheet.nbytes
         for handle in sheet.slices:
             self._at[handle].remove(sheet)
 
@@ -127,11 +177,11 @@ class Store:
         self.held_bytes = 0
 
     def apply(self, request: Apply, x: Tensor) -> list[Tensor]:
-        """Multiply: one tensor for each term, float32.
+        """Multiply: one tensor for each term, float32, or integers in as many bytes as the request says.
 
         Args:
             request: which slices the inputs belong to, and the sums that are asked for.
-            x: (batch, sum of slice sizes) or (batch, sum of slice sizes, *space).
+            x: (batch, sum of slice sizes) or (batch, sum of slice sizes, *space); integers where the blocks are.
 
         Raises:
             RefusedError: a block is not here, or the inputs do not fit the blocks.
@@ -143,23 +193,41 @@ class Store:
             self._recipes[request] = recipes
             if len(self._recipes) > _REMEMBERED_RECIPES:
                 self._recipes.popitem(last=False)
-        self._check_sizes(recipes, x)
-        x = x.to(self._accelerator, torch.float32)
+        self._check_sizes(recipes, x, request.width)
+        if request.width == 0:
+            x = x.to(self._accelerator, torch.float32)
+        elif x.is_floating_point():
+            raise RefusedError("apply: inputs of floats for blocks of integers")
         try:
-            return [_sum(recipe, x, self._multiply).cpu() for recipe in recipes]
-        except RuntimeError as error:  # PyTorch's word for shapes that do not fit
-            raise RefusedError("apply: the inputs do not fit the blocks") from error
+            return [self._sum(recipe, x.to(self._accelerator), request.width).cpu() for recipe in recipes]
+        except (InputError, RuntimeError) as error:  # the latter is PyTorch's word for shapes that do not fit
+            raise RefusedError(f"apply: the inputs do not fit the blocks: {type(error).__name__}") from error
 
-    def _check_sizes(self, recipes: Sequence[_Recipe], x: Tensor) -> None:
+    def _sum(self, recipe: _Recipe, x: Tensor, width: int) -> Tensor:
+        if width == 0:
+            return _add_up(recipe, x, self._multiply_floats)
+        return pack(_add_up(recipe, x, partial(self._multiply_integers, width)), width)
+
+    def _multiply_floats(self, one: _Product, x: Tensor) -> Tensor:
+        weight = one.weights.planes[0]
+        return (
+            self._multiply(x, weight) if isinstance(one.kernel, Dense) else product(one.kernel, weight, x, one.groups)
+        )
+
+    def _multiply_integers(self, width: int, one: _Product, x: Tensor) -> Tensor:
+        return self._backend.multiply(one.kernel, one.weights, x, one.groups, width)
+
+    def _check_sizes(self, recipes: Sequence[_Recipe], x: Tensor, width: int) -> None:
         total = 0
         for recipe in recipes:
             first = recipe.products[0]
-            if x.dim() != first.weight.dim():
-                raise RefusedError(f"apply: inputs of {x.dim()} dimensions for blocks of {first.weight.dim()}")
+            weight = first.weights.planes[0]
+            if x.dim() != weight.dim():
+                raise RefusedError(f"apply: inputs of {x.dim()} dimensions for blocks of {weight.dim()}")
             elements = 1
-            for length in output_shape(first.kernel, recipe.outputs, tuple(first.weight.shape[2:]), x.shape):
+            for length in output_shape(first.kernel, recipe.outputs, tuple(weight.shape[2:]), x.shape):
                 elements *= max(length, 0)
-            total += 4 * elements
+            total += (width or 4) * elements
         if total > self._limits.max_message_bytes:
             raise LimitError(f"apply: an answer of {total} bytes is over {self._limits.max_message_bytes}")
 
@@ -174,7 +242,11 @@ class Store:
             position += size
         if len(inputs) != len(request.slices) or position != x.shape[1]:
             raise RefusedError(f"apply: inputs of width {x.shape[1]} for slices of width {position}")
-        return tuple(self._recipe(term, inputs) for term in request.terms)
+        recipes = tuple(self._recipe(term, inputs) for term in request.terms)
+        exact = request.width > 0
+        if any(one.weights.planes.is_floating_point() == exact for recipe in recipes for one in recipe.products):
+            raise RefusedError(f"apply: answers of {'integers' if exact else 'floats'} are asked of other blocks")
+        return recipes
 
     def _slice_size(self, handle: bytes) -> int:
         sheets = self._at.get(handle)
@@ -200,8 +272,7 @@ class Store:
             outputs = Span(sheet.rows[first].start, sheet.rows[last].stop)
             target = Span(position, position + outputs.size)
             position = target.stop
-            weight = sheet.part(outputs, sheet.slices[handle])
-            new = _Product(weight, sheet.kernel, sheet.groups, source, target)
+            new = _Product(sheet.part(outputs, sheet.slices[handle]), sheet.kernel, sheet.groups, source, target)
             joined = _join(products[-1], new) if products else None
             if joined is None:
                 products.append(new)
@@ -223,7 +294,7 @@ class Store:
         return runs
 
     def fetch(self, rows: Sequence[bytes], slices: Sequence[bytes]) -> Tensor:
-        """Return the rectangle rows x slices: (sum of rows, sum of slices / groups, *size), float32.
+        """Return the rectangle rows x slices as it was loaded: (sum of rows, sum of slices / groups, *size).
 
         Raises:
             RefusedError: a block is not here, or no rows or slices are named.
@@ -233,32 +304,20 @@ class Store:
         columns = []
         for handle in slices:
             parts = [
-                sheet.part(Span(sheet.rows[first].start, sheet.rows[last].stop), sheet.slices[handle])
+                self._loaded(sheet.part(Span(sheet.rows[first].start, sheet.rows[last].stop), sheet.slices[handle]))
                 for sheet, first, last in self._runs(rows, handle)
             ]
             columns.append(torch.cat(parts))
         return torch.cat(columns, dim=1).cpu()
 
+    def _loaded(self, weights: Weights) -> Tensor:
+        planes = weights.planes
+        return planes[0] if planes.is_floating_point() else self._backend.restore(planes)
+
     def digest(self, rows: Sequence[bytes], slices: Sequence[bytes]) -> Tensor:
         """Return BLAKE2b-256 of the bytes of `fetch`, as 32 bytes (uint8)."""
         content = self.fetch(rows, slices).numpy().tobytes()
         return torch.frombuffer(bytearray(hashlib.blake2b(content, digest_size=32).digest()), dtype=torch.uint8)
-
-
-def _hold(sheet: Sheet, tensor: Tensor, accelerator: torch.device) -> _Held:
-    rows = _spans(sheet.rows, sheet.row_sizes)
-    slices = _spans(sheet.slices, sheet.slice_sizes)
-    size = len(sheet.kernel.stride) if isinstance(sheet.kernel, Convolution) else 0
-    wanted = (sum(sheet.row_sizes), sum(sheet.slice_sizes) // sheet.groups)
-    if tensor.shape[:2] != wanted or tensor.dim() != 2 + size or not tensor.is_floating_point():
-        raise RefusedError(f"load: a tensor of shape {tuple(tensor.shape)} came for a sheet of {wanted}")
-    if sheet.groups > 1 and (isinstance(sheet.kernel, Dense) or len(slices) > 1 or len(rows) > 1):
-        raise RefusedError("load: a sheet with groups is one block of a convolution")
-    if sheet.groups > 1 and (wanted[0] % sheet.groups or sheet.slice_sizes[0] % sheet.groups):
-        raise RefusedError("load: the groups do not divide the block")
-    # A copy: the tensor lies in memory for frames, which a device would hold as long as the weights.
-    weight = tensor.to(accelerator, torch.float32, copy=True)
-    return _Held(weight, sheet.kernel, sheet.groups, rows, slices)
 
 
 def _spans(handles: Sequence[bytes], sizes: Sequence[int]) -> dict[bytes, Span]:
@@ -273,34 +332,32 @@ def _spans(handles: Sequence[bytes], sizes: Sequence[int]) -> dict[bytes, Span]:
 
 def _join(left: _Product, right: _Product) -> _Product | None:
     """Return one product for two whose weights and inputs lie side by side, or None."""
+    one, other = left.weights.planes, right.weights.planes
     side_by_side = (
         left.groups == right.groups == 1
         and left.target == right.target
         and left.source.stop == right.source.start
-        and left.weight.untyped_storage().data_ptr() == right.weight.untyped_storage().data_ptr()
-        and left.weight.stride() == right.weight.stride()
-        and left.weight.data_ptr() + left.weight.shape[1] * left.weight.stride(1) * left.weight.element_size()
-        == right.weight.data_ptr()
+        and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+        and one.stride() == other.stride()
+        and one.data_ptr() + one.shape[2] * one.stride(2) * one.element_size() == other.data_ptr()
     )
     if not side_by_side:
         return None
-    shape = (left.weight.shape[0], left.weight.shape[1] + right.weight.shape[1], *left.weight.shape[2:])
-    weight = left.weight.as_strided(shape, left.weight.stride())
-    return left._replace(weight=weight, source=Span(left.source.start, right.source.stop))
+    shape = (*one.shape[:2], one.shape[2] + other.shape[2], *one.shape[3:])
+    weights = left.weights._replace(planes=one.as_strided(shape, one.stride()))
+    return left._replace(weights=weights, source=Span(left.source.start, right.source.stop))
 
 
-def _sum(recipe: _Recipe, x: Tensor, multiply: Multiply) -> Tensor:
+def _add_up(recipe: _Recipe, x: Tensor, multiply: Callable[[_Product, Tensor], Tensor]) -> Tensor:
     total: Tensor | None = None
-    for weight, kernel, groups, source, target in recipe.products:
-        inputs = x[:, source.start : source.stop]
-        whole = target.size == recipe.outputs
-        part = multiply(inputs, weight) if isinstance(kernel, Dense) else product(kernel, weight, inputs, groups)
-        if total is None and whole:
+    for one in recipe.products:
+        part = multiply(one, x[:, one.source.start : one.source.stop])
+        if total is None and one.target.size == recipe.outputs:
             total = part
             continue
         if total is None:
             total = part.new_zeros((part.shape[0], recipe.outputs, *part.shape[2:]))
-        total[:, target.start : target.stop] += part
+        total[:, one.target.start : one.target.stop] += part
     if total is None:
         raise RefusedError("apply: a term without products")
     return total

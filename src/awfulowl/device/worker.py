@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from awfulowl.device.store import Store
-from awfulowl.errors import AwfulOwlError, LimitError, PeerError, RefusedError
+from awfulowl.errors import AwfulOwlError, PeerError, RefusedError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload
 from awfulowl.limits import DEFAULT, GIB, Limits
 from awfulowl.randomness import SYSTEM
@@ -207,7 +207,6 @@ class Worker:
                     assert_never(never)
 
     def _apply(self, id_: int, body: verbs.Apply, tensors: Sequence[Tensor]) -> list[Tensor]:
-        if len(tensors) != 1:
-            raise LimitError(f"apply: one tensor is wanted, {len(tensors)} came")
-        answers = self._store.apply(body, tensors[0])
+        x = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=1)
+        answers = self._store.apply(body, x)
         return answers if self.tamper is None else self.tamper(id_, answers)

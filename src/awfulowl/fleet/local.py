@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
@@ -216,7 +216,7 @@ class LocalFleet(Fleet):
 
 
 def local_fleet(
-    devices: int | Sequence[str | Device] = 8,
+    devices: int | Sequence[str | Device] | Mapping[str, str] = 8,
     *,
     threads: int = 1,
     memory_bytes: int = 4 * GIB,
@@ -225,7 +225,7 @@ def local_fleet(
     """Start the embedded broker and device processes on this machine; use it as a context manager.
 
     Args:
-        devices: how many, or their names.
+        devices: how many, their names, or a mapping of names to the domains that they play.
         threads: of each device.
         memory_bytes: of weights that each device accepts.
         policy: times and sizes, where the standard ones do not fit.

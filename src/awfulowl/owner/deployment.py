@@ -8,16 +8,16 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from awfulowl.allocator import mapped
-from awfulowl.blocks.grid import Span, rectangle
-from awfulowl.blocks.kernels import product
+from awfulowl.blocks.grid import Span
 from awfulowl.errors import LocalError, ModelError, PeerError, UnavailableError
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.layout import Layouts, Outputs
+from awfulowl.owner.numbers import AnyCheck, Numbers, numbers_of
 from awfulowl.owner.peer import Peer, Standing
 from awfulowl.placement.assignment import Assignment
 from awfulowl.placement.plan import Panel, Plan
-from awfulowl.verification.freivalds import Check
+from awfulowl.placement.plan import weights as weights_in
+from awfulowl.veil.shares import sharing_of
 from awfulowl.wire.messages import Load, Release, Sheet
 
 Progress = Callable[[int, int], None]
@@ -51,10 +51,12 @@ class Deployment:
         self.assignment = Assignment(plan, engine.entropy)
         self.panels = plan.panels
         self.replicas = plan.rules.replicas
-        self.layouts = [Layouts(panel) for panel in self.panels]
-        self.weights = [_stack(panel, weights) for panel in self.panels]
+        self.sharing = sharing_of(plan.sharing)
+        self.layouts: list[Layouts] = []
+        self.numbers: list[Numbers] = []
+        self._weights = [_stack(panel, weights) for panel in self.panels]
         self.member_rows = [[_rows_of(panel, member.rows) for member in panel.members] for panel in self.panels]
-        self.checks: list[Check] = []
+        self.checks: list[AnyCheck] = []
         self.kept: set[int] = set()
         self._on_change = on_change
         self._ready: dict[CellKey, set[str]] = {
@@ -66,13 +68,16 @@ class Deployment:
         self._renewing: set[int] = set()
 
     async def start(self, timeout_s: float, progress: Progress | None = None) -> None:
-        """Draw check vectors, wait for the devices, and load every block.
+        """Round weights, draw check vectors, wait for the devices, and load every block.
 
         Raises:
             UnavailableError: devices are missing, or blocks could not be loaded in time.
             ModelError: weights are not finite.
         """
-        for number in range(len(self.panels)):
+        for number, panel in enumerate(self.panels):
+            work = partial(numbers_of, panel, self._weights[number], self.sharing, self.engine.entropy)
+            self.numbers.append(await self.engine.compute(work))
+            self.layouts.append(Layouts(panel, self.sharing, self.numbers[number].width))
             self.checks.append(await self.engine.compute(partial(self._new_check, number)))
         names = [device.name for device in self.assignment.plan().devices]
         self.engine.enrol(names)
@@ -99,21 +104,21 @@ class Deployment:
             if peer.alive:
                 await peer.ask(Release(slices), [], timeout_s=self.engine.policy.answer_timeout_s)
 
-    def _new_check(self, number: int) -> Check:
+    def _new_check(self, number: int) -> AnyCheck:
         panel = self.panels[number]
         apart = {*map(tuple, self.member_rows[number]), *(cell.rows for cell in panel.cells)}
-        return Check(self.weights[number], panel.grid, self.engine.entropy, apart=apart)
+        return self.numbers[number].new_check(self.engine.entropy, apart)
 
     def _alive(self, avoid: Collection[str] = ()) -> set[str]:
         return {name for name, peer in self.engine.peers.items() if peer.alive and name not in avoid}
 
     def _cell_bytes(self, key: CellKey) -> int:
-        grid, cell = self.panels[key[0]].grid, self.panels[key[0]].cells[key[1]]
-        column = grid.columns[cell.column]
-        taps = 1
-        for length in grid.size:
-            taps *= length
-        return 4 * taps * sum(grid.rows[row].size for row in cell.rows) * column.span.size // column.groups
+        panel, cell = self.panels[key[0]], self.panels[key[0]].cells[key[1]]
+        return self.numbers[key[0]].weight_bytes * weights_in(panel.grid, cell.column, cell.rows)
+
+    def domain(self, device: str) -> str:
+        """Return the domain of a device."""
+        return self.assignment.domain(device)
 
     # What devices hold
 
@@ -134,7 +139,7 @@ class Deployment:
         """Load again what a device dropped."""
         gone = set(slices)
         for (number, cell), holders in self._ready.items():
-            if self.panels[number].slice_handles[self.panels[number].cells[cell].column] in gone:
+            if not gone.isdisjoint(self.slices(number, cell)):
                 holders.discard(peer.name)
         self.engine.spawn(self._load_duties(peer))
 
@@ -155,11 +160,12 @@ class Deployment:
         await together(one(number, cells) for number, cells in self._sheets(missing))
 
     def _sheets(self, keys: Iterable[CellKey]) -> Iterable[tuple[int, list[int]]]:
-        """Group cells of one panel and equal rows, in the order of summation, into loads of limited size."""
-        groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        """Group cells of one panel, lane and equal rows, in the order of summation, into loads of limited size."""
+        groups: dict[tuple[int, int, tuple[int, ...]], list[int]] = {}
         for number, cell in keys:
-            groups.setdefault((number, self.panels[number].cells[cell].rows), []).append(cell)
-        for (number, _), cells in groups.items():
+            placed = self.panels[number].cells[cell]
+            groups.setdefault((number, placed.lane, placed.rows), []).append(cell)
+        for (number, _, _), cells in groups.items():
             rank = self.layouts[number].rank
             panel = self.panels[number]
             cells.sort(key=lambda cell: rank[panel.cells[cell].column])
@@ -180,31 +186,40 @@ class Deployment:
                 yield number, batch
 
     async def _load(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
-        panel = self.panels[number]
-        rows = panel.cells[cells[0]].rows
+        panel, layouts = self.panels[number], self.layouts[number]
+        lane, rows = panel.cells[cells[0]].lane, panel.cells[cells[0]].rows
         columns = [panel.cells[cell].column for cell in cells]
-        tensor = await self.engine.compute(lambda: self._rectangle(number, rows, columns))
-        sheet = Sheet(
-            rows=tuple(panel.row_handles[row] for row in rows),
-            row_sizes=tuple(panel.grid.rows[row].size for row in rows),
-            slices=tuple(panel.slice_handles[column] for column in columns),
-            slice_sizes=tuple(panel.grid.columns[column].span.size for column in columns),
-            kernel=panel.grid.kernel,
-            groups=panel.grid.columns[columns[0]].groups,
+        tensors = await self.engine.compute(lambda: self.matrices(number, lane, rows, columns))
+        sheets = tuple(
+            Sheet(
+                rows=tuple(panel.row_handles[row] for row in rows),
+                row_sizes=tuple(panel.grid.rows[row].size for row in rows),
+                slices=tuple(panel.slice_handle(column, matrix) for column in columns),
+                slice_sizes=tuple(panel.grid.columns[column].span.size for column in columns),
+                kernel=panel.grid.kernel,
+                groups=panel.grid.columns[columns[0]].groups,
+            )
+            for matrix in layouts.matrices(lane)
         )
         timeout_s = self.engine.policy.answer_timeout_s * _LOAD_TIMEOUT_FACTOR
-        await peer.ask(Load((sheet,)), [tensor], timeout_s=timeout_s)
+        await peer.ask(Load(sheets), tensors, timeout_s=timeout_s)
         for cell in cells:
             self._ready[number, cell].add(peer.name)
         self.engine.changed()
 
-    def _rectangle(self, number: int, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-        tensor = rectangle(self.weights[number], self.panels[number].grid, rows, columns, mapped)
-        if not self.checks[number].matches(tensor, rows=rows, columns=columns):
-            raise ModelError(
-                f"{self.panels[number].name}: the weights changed since they were scattered; scatter the model again"
-            )
-        return tensor
+    def matrices(self, number: int, lane: int, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
+        """Return what a device of a lane holds of some blocks.
+
+        Raises:
+            ModelError: the weights changed since they were scattered.
+        """
+        return self.numbers[number].matrices(self.checks[number], lane, rows, columns)
+
+    def slices(self, number: int, cell: int) -> tuple[bytes, ...]:
+        """Return the handles of all that a holder of a cell holds."""
+        panel = self.panels[number]
+        placed = panel.cells[cell]
+        return tuple(panel.slice_handle(placed.column, matrix) for matrix in self.layouts[number].matrices(placed.lane))
 
     async def _complete(self) -> None:
         """Wait until every cell has a holder."""
@@ -223,17 +238,21 @@ class Deployment:
         """Say whether every one of these cells has a live holder outside `avoid`."""
         return all(self._holders((number, cell), avoid) for cell in cells)
 
-    async def route(self, number: int, cells: Iterable[int], avoid: frozenset[str]) -> dict[str, list[int]]:
+    async def route(self, number: int, cells: Iterable[int], avoid: frozenset[str]) -> dict[tuple[str, int], list[int]]:
         """Choose a live holder for each cell; where there is none, find one or wait for one.
+
+        Returns:
+            The cells by device and lane.
 
         Raises:
             KeptError: the owner has taken this panel back.
             UnavailableError: every device was caught lying.
         """
-        shares: dict[str, list[int]] = {}
+        shares: dict[tuple[str, int], list[int]] = {}
         for cell in cells:
             holders = await self._find((number, cell), avoid)
-            shares.setdefault(self.engine.pace.choose(holders), []).append(cell)
+            lane = self.panels[number].cells[cell].lane
+            shares.setdefault((self.engine.pace.choose(holders), lane), []).append(cell)
         return shares
 
     async def _find(self, key: CellKey, avoid: frozenset[str]) -> tuple[str, ...]:
@@ -332,16 +351,9 @@ class Deployment:
         finally:
             self._renewing.discard(number)
 
-    def largest_weight(self, number: int) -> float:
-        """Return the largest absolute weight of a panel."""
-        return max(float(weight.abs().max()) for weight in self.weights[number])
-
     def multiply_here(self, number: int, x: Tensor, outputs: Outputs) -> Tensor:
         """Return the product of a panel that the owner took back."""
-        grid = self.panels[number].grid
-        y = torch.cat(
-            [product(grid.kernel, weight.float(), x.float(), grid.groups) for weight in self.weights[number]], dim=1
-        )
+        grid, y = self.panels[number].grid, self.numbers[number].here(x)
         return torch.cat([y[:, grid.rows[row].start : grid.rows[row].stop] for row in outputs.rows], dim=1)
 
 

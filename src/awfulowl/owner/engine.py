@@ -185,7 +185,7 @@ class Engine:
             await asyncio.sleep(0.05 + 0.9 * draw[turn % len(draw)])
             body, x, answer_bytes = peer.last
             try:
-                await peer.ask(body, [x], timeout_s=self.policy.answer_timeout_s, answer_bytes=answer_bytes)
+                await peer.ask(body, x, timeout_s=self.policy.answer_timeout_s, answer_bytes=answer_bytes)
             except PeerError:
                 continue
         peer.last = None

@@ -2,7 +2,7 @@
 
 import asyncio
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +21,32 @@ async def gather_product(deployment: Deployment, number: int, timeout_s: float) 
         UnavailableError: a cell cannot be had from any honest device within `timeout_s`.
     """
     panel = deployment.panels[number]
+    blocks: dict[tuple[int, tuple[int, ...]], Tensor] = {}
     try:
         async with asyncio.timeout(timeout_s):
-            tensors = [await _fetch(deployment, number, cell) for cell in range(len(panel.cells))]
+            for lane, part in deployment.sharing.whole:
+                for index, cell in enumerate(panel.cells):
+                    if cell.lane == lane:
+                        block = await _fetch(deployment, number, index, part)
+                        place = (cell.column, cell.rows)
+                        blocks[place] = block if place not in blocks else blocks[place] + block
     except TimeoutError as error:
         raise UnavailableError(f"{panel.name}: not all weights came within {timeout_s:g} s") from error
-    pieces = [(cell.rows, (cell.column,), tensor) for cell, tensor in zip(panel.cells, tensors, strict=True)]
+    restore = deployment.numbers[number].restore
+    pieces = [(rows, (column,), restore(block, rows)) for (column, rows), block in blocks.items()]
     return rejoin(pieces, panel.grid)
 
 
-async def _fetch(deployment: Deployment, number: int, cell: int) -> Tensor:
+async def _fetch(deployment: Deployment, number: int, cell: int, part: int) -> Tensor:
+    """Return one matrix of a cell, from an honest device."""
     panel = deployment.panels[number]
-    rows, column = panel.cells[cell].rows, panel.cells[cell].column
-    body = Fetch(rows=tuple(panel.row_handles[row] for row in rows), slices=(panel.slice_handles[column],))
+    lane, rows, column = panel.cells[cell].lane, panel.cells[cell].rows, panel.cells[cell].column
+    handles = tuple(panel.row_handles[row] for row in rows)
+    body = Fetch(rows=handles, slices=deployment.slices(number, cell)[part : part + 1])
+    check, numbers = deployment.checks[number], deployment.numbers[number]
     avoid: frozenset[str] = frozenset()
     for _ in range(2 + len(deployment.engine.peers)):
-        (device,) = await deployment.route(number, [cell], avoid)
+        ((device, _),) = await deployment.route(number, [cell], avoid)
         peer = deployment.engine.peers[device]
         try:
             _, answer = await peer.ask(body, [], timeout_s=deployment.engine.policy.answer_timeout_s)
@@ -44,24 +54,11 @@ async def _fetch(deployment: Deployment, number: int, cell: int) -> Tensor:
             deployment.engine.note("failover", device, str(error))
             avoid |= {device}
             continue
-        if _is_right(deployment, number, answer, rows, column):
+        if len(answer) == 1 and numbers.is_matrix(check, (lane, part), rows, [column], answer[0]):
             return answer[0]
         deployment.engine.quarantine(peer, f"weights of {panel.name} failed the check")
         avoid |= {device}
     raise UnavailableError(f"{panel.name}: no honest device returned these weights")
-
-
-def _is_right(deployment: Deployment, number: int, answer: Sequence[Tensor], rows: Sequence[int], column: int) -> bool:
-    grid = deployment.panels[number].grid
-    outputs = sum(grid.rows[row].size for row in rows)
-    width = grid.columns[column].span.size // grid.columns[column].groups
-    shape = (outputs, width, *grid.size)
-    return (
-        len(answer) == 1
-        and tuple(answer[0].shape) == shape
-        and answer[0].dtype is torch.float32
-        and deployment.checks[number].matches(answer[0], rows=rows, columns=[column])
-    )
 
 
 async def gather(

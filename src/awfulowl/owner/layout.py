@@ -1,22 +1,29 @@
 """What one device is asked for one panel: the message, the inputs that go with it, and where its answer belongs."""
 
+import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from awfulowl.blocks.grid import Grid, Span, take
+from awfulowl.arithmetic.packing import packed_type, unpack
+from awfulowl.blocks.grid import Grid, Span
 from awfulowl.blocks.kernels import output_shape
 from awfulowl.placement.plan import Panel
+from awfulowl.veil.base import Sharing
 from awfulowl.wire.messages import Apply, Term
 
 _REMEMBERED: Final = 1024
 
 
 class Layout(NamedTuple):
-    """A request to one device: `terms[i]` is the sum over `terms[i].columns` for the rows `terms[i].rows`."""
+    """A request to one device: `terms[i]` is the sum over `terms[i].columns` for the rows `terms[i].rows`.
 
+    Its cells are of one lane; their columns come once for each matrix of the lane, side by side.
+    """
+
+    lane: int
     cells: tuple[int, ...]
     columns: tuple[int, ...]
     terms: tuple["Sum", ...]
@@ -63,15 +70,17 @@ class Outputs(NamedTuple):
 
 
 class Layouts:
-    """Makes and remembers the requests for one panel."""
+    """Makes and remembers the requests for one panel, whose answers have `width` bytes a number (0: float32)."""
 
-    def __init__(self, panel: Panel) -> None:
+    def __init__(self, panel: Panel, sharing: Sharing, width: int) -> None:
         self.panel = panel
+        self.width = width
+        self._sharing = sharing
         self.rank = {column: position for position, column in enumerate(panel.order)}
         self._made: dict[tuple[tuple[int, ...], tuple[int, ...]], Layout] = {}
 
     def lay_out(self, cells: Sequence[int], rows: tuple[int, ...]) -> Layout:
-        """Return the request for these cells, restricted to `rows`."""
+        """Return the request for these cells of one lane, restricted to `rows`."""
         key = (tuple(cells), rows)
         layout = self._made.get(key)
         if layout is None:
@@ -91,50 +100,59 @@ class Layouts:
             if held:
                 sums.setdefault(held, []).append(panel.cells[cell].column)
         terms = tuple(Sum(held, tuple(summed)) for held, summed in sums.items())
+        lane = panel.cells[ordered[0]].lane
         body = Apply(
-            slices=tuple(panel.slice_handles[column] for column in columns),
+            slices=self._handles(lane, columns),
             terms=tuple(
                 Term(
                     rows=tuple(panel.row_handles[row] for row in term.rows),
-                    slices=tuple(panel.slice_handles[column] for column in term.columns),
+                    slices=self._handles(lane, term.columns),
                 )
                 for term in terms
             ),
+            width=self.width,
         )
-        return Layout(tuple(ordered), columns, terms, body)
+        return Layout(lane, tuple(ordered), columns, terms, body)
 
+    def matrices(self, lane: int) -> range:
+        """Return the numbers of a lane's matrices, counted over all lanes."""
+        parts = self._sharing.parts
+        return range(lane * parts, (lane + 1) * parts)
 
-def inputs_of(layout: Layout, grid: Grid, x: Tensor) -> Tensor:
-    """Return the inputs that go with a layout: (batch, sum of its slices, *space), contiguous float32."""
-    return take(x, grid, layout.columns).float().contiguous()
+    def _handles(self, lane: int, columns: Sequence[int]) -> tuple[bytes, ...]:
+        return tuple(self.panel.slice_handle(column, matrix) for matrix in self.matrices(lane) for column in columns)
 
+    def answer_bytes(self, layout: Layout, x: Tensor) -> int:
+        """Return the size of the answer to a layout for inputs x (batch, inputs, *space)."""
+        grid = self.panel.grid
+        outputs = sum(grid.rows[row].size for term in layout.terms for row in term.rows)
+        return (self.width or 4) * math.prod(output_shape(grid.kernel, outputs, grid.size, x.shape))
 
-def answer_bytes(layout: Layout, grid: Grid, x: Tensor) -> int:
-    """Return the size of the float32 answer to a layout for inputs x."""
-    outputs = sum(grid.rows[row].size for term in layout.terms for row in term.rows)
-    elements = 1
-    for length in output_shape(grid.kernel, outputs, grid.size, x.shape):
-        elements *= length
-    return 4 * elements
+    def fits(self, piece: Piece, x: Tensor) -> bool:
+        """Say whether an answer to inputs x has the tensors, shapes and type that its layout asks for."""
+        if len(piece.tensors) != len(piece.layout.terms):
+            return False
+        return all(
+            (tensor.dtype, tuple(tensor.shape)) == self._form(term, x)
+            for term, tensor in zip(piece.layout.terms, piece.tensors, strict=True)
+        )
 
-
-def fits(piece: Piece, grid: Grid, x: Tensor) -> bool:
-    """Say whether an answer has the tensors, shapes and type that its layout asks for."""
-    if len(piece.tensors) != len(piece.layout.terms):
-        return False
-    return all(
-        tensor.dtype is torch.float32
-        and tuple(tensor.shape)
-        == output_shape(grid.kernel, sum(grid.rows[row].size for row in term.rows), grid.size, x.shape)
-        for term, tensor in zip(piece.layout.terms, piece.tensors, strict=True)
-    )
+    def _form(self, term: Sum, x: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+        grid = self.panel.grid
+        shape = output_shape(grid.kernel, sum(grid.rows[row].size for row in term.rows), grid.size, x.shape)
+        return packed_type(self.width, shape) if self.width else (torch.float32, shape)
 
 
 def add_up(pieces: Sequence[Piece], layouts: Layouts, outputs: Outputs, out: Tensor) -> None:
-    """Write the sum of all pieces into `out` (batch, rows, *space), in plan order whoever answered first."""
-    order = sorted(pieces, key=lambda piece: layouts.rank[piece.layout.columns[0]])
+    """Write the sum of all pieces into `out` (batch, rows, *space), in plan order whoever answered first.
+
+    `out` is float32, or the integers that answers unpack to: sums of these wrap around as their ring does.
+    """
+    order = sorted(pieces, key=lambda piece: (piece.layout.lane, layouts.rank[piece.layout.columns[0]]))
     sums = [
-        (term.rows, tensor) for piece in order for term, tensor in zip(piece.layout.terms, piece.tensors, strict=True)
+        (term.rows, tensor if layouts.width == 0 else unpack(tensor, layouts.width))
+        for piece in order
+        for term, tensor in zip(piece.layout.terms, piece.tensors, strict=True)
     ]
     if all(rows == outputs.rows for rows, _ in sums):
         _add_whole([tensor for _, tensor in sums], out)

@@ -12,6 +12,7 @@ from torch import Tensor
 from awfulowl.errors import GoneError, PeerError, RefusedError
 from awfulowl.fabric.base import Link
 from awfulowl.owner.ledger import Ledger
+from awfulowl.randomness import Seeded
 from awfulowl.wire import messages as verbs
 from awfulowl.wire.session import OwnerSession
 
@@ -42,7 +43,7 @@ class Peer:
         self.standing = Standing.ABSENT
         self.left_at_s = -math.inf
         self.violations = 0
-        self.last: tuple[verbs.Apply, Tensor, int] | None = None
+        self.last: tuple[verbs.Apply, Sequence[Tensor | Seeded], int] | None = None
         self.used: deque[int] = deque(maxlen=_REMEMBERED_ANSWERS)
         """The last requests whose answers went into a sum. Answers to cover traffic, and those that lost against a
         replica's, never do."""
@@ -59,7 +60,7 @@ class Peer:
         return self.standing is Standing.PRESENT
 
     async def ask(
-        self, body: verbs.Request, tensors: Sequence[Tensor], *, timeout_s: float, answer_bytes: int = 0
+        self, body: verbs.Request, tensors: Sequence[Tensor | Seeded], *, timeout_s: float, answer_bytes: int = 0
     ) -> Answer:
         """Send a request and return its answer.
 
@@ -68,7 +69,8 @@ class Peer:
             RefusedError: it refused, or failed.
         """
         loop = asyncio.get_running_loop()
-        await self._wait_for_credit(answer_bytes + sum(tensor.nbytes for tensor in tensors), timeout_s)
+        sent_bytes = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+        await self._wait_for_credit(answer_bytes + sent_bytes, timeout_s)
         now = loop.time()
         id_, frames = self.session.request(body, tensors, now, deadline=now + timeout_s, answer_bytes=answer_bytes)
         future: asyncio.Future[list[Tensor]] = loop.create_future()

@@ -15,8 +15,9 @@ from awfulowl.blocks.kernels import output_shape
 from awfulowl.errors import GoneError, InputError, PeerError, UnavailableError
 from awfulowl.owner.deployment import Deployment, KeptError
 from awfulowl.owner.engine import Engine, together
-from awfulowl.owner.layout import Layout, Outputs, Piece, add_up, answer_bytes, fits, inputs_of
-from awfulowl.verification.freivalds import Check, Expectation
+from awfulowl.owner.layout import Layout, Outputs, Piece, add_up
+from awfulowl.owner.numbers import AnyCheck, AnyExpectation, Entered, Exact, Floats
+from awfulowl.veil.base import SharedInputs
 from awfulowl.wire.buffers import empty
 
 _NOBODY: frozenset[str] = frozenset()
@@ -26,10 +27,16 @@ _WORTH_SHARING: Final = 1 << 17
 
 
 class Batch(NamedTuple):
-    """Some samples of a request, and the event that their first inputs are cut: what can wait waits until then."""
+    """Some samples of a request, what devices get of them, and the event that the first is cut: others wait for it."""
 
-    x: Tensor
+    entered: Entered
+    shared: SharedInputs
     asked: asyncio.Event
+
+    @property
+    def x(self) -> Tensor:
+        """The inputs in the panel's numbers."""
+        return self.entered.x
 
 
 class Product:
@@ -42,6 +49,7 @@ class Product:
         self._panel = deployment.panels[panel]
         self._grid = self._panel.grid
         self._layouts = deployment.layouts[panel]
+        self._numbers = deployment.numbers[panel]
         self._outputs = Outputs.of(self._grid, rows)
         self._parts_left = 0
 
@@ -49,7 +57,7 @@ class Product:
         """Return the wanted rows of W x: (batch, rows) or (batch, rows, *space), float32, checked.
 
         Args:
-            x: (batch, inputs) or (batch, inputs, *space).
+            x: (batch, inputs) or (batch, inputs, *space), float32.
 
         Raises:
             UnavailableError: nothing honest is left that could answer, or not in time.
@@ -75,6 +83,7 @@ class Product:
         """Cut the batch into parts that travel while others are multiplied."""
         shape = output_shape(self._grid.kernel, self._outputs.size, self._grid.size, x.shape)
         y = empty(shape)
+        entered = await self._engine.compute(lambda: self._numbers.enter(x))
         bytes_per_sample = 4 * max(x[0].numel(), y[0].numel())
         count = max(1, math.ceil(bytes_per_sample * x.shape[0] / self._engine.policy.part_bytes))
         slots = asyncio.Semaphore(self._engine.policy.parts_in_flight)
@@ -82,17 +91,18 @@ class Product:
 
         async def one(part: slice) -> None:
             async with slots:
-                await self._part(x[part], y[part])
+                await self._part(entered.samples(part), y[part])
                 self._parts_left -= 1
 
         await together(one(part) for part in _evenly(x.shape[0], count))
         self._deployment.used(self._number, x.shape[0])
         return y
 
-    async def _part(self, x: Tensor, out: Tensor) -> None:
+    async def _part(self, entered: Entered, out: Tensor) -> None:
         """Fill `out` with a checked product; every round that fails costs at least one liar its place."""
         self._engine.ledger.parts += 1
-        batch = Batch(x, asyncio.Event())
+        shared = await self._engine.compute(lambda: self._numbers.split(entered.x, self._engine.entropy))
+        batch = Batch(entered, shared, asyncio.Event())
         expecting = asyncio.ensure_future(self._expect(batch))
         try:
             pieces = await self._cover(range(len(self._panel.cells)), batch, _NOBODY)
@@ -112,10 +122,10 @@ class Product:
         raise UnavailableError(f"{self._panel.name}: answers keep failing the check; see fleet.events")
 
     @property
-    def _check(self) -> Check:
+    def _check(self) -> AnyCheck:
         return self._deployment.checks[self._number]
 
-    async def _expect(self, batch: Batch) -> tuple[Check | None, Expectation | None]:
+    async def _expect(self, batch: Batch) -> tuple[AnyCheck | None, AnyExpectation | None]:
         """Compute what the answer is held to, at first while devices multiply; None where nothing is checked."""
         await batch.asked.wait()
         if not self._engine.policy.verify:
@@ -125,16 +135,16 @@ class Product:
         return check, await self._engine.compute(lambda: check.expect(batch.x, rows=rows))
 
     async def _finish(
-        self, pieces: Sequence[Piece], batch: Batch, out: Tensor, expectation: Expectation | None
+        self, pieces: Sequence[Piece], batch: Batch, out: Tensor, expectation: AnyExpectation | None
     ) -> bool:
         """Add the pieces into `out` and check the total; count what was checked."""
-        if not all(fits(piece, self._grid, batch.x) for piece in pieces):
+        if not all(self._layouts.fits(piece, batch.x) for piece in pieces):
             return False
         # While there are other parts, each has a thread to itself; the last one would leave the others idle.
         alone = self._parts_left == 1 and out.numel() > _WORTH_SHARING
         parts = _evenly(out.shape[0], self._engine.policy.math_threads if alone else 1)
         counts = await together(
-            self._engine.compute(partial(self._add_and_check, pieces, out, expectation, part)) for part in parts
+            self._engine.compute(partial(self._add_and_check, pieces, batch, out, expectation, part)) for part in parts
         )
         accepted, checked = sum(count[0] for count in counts), sum(count[1] for count in counts)
         self._engine.ledger.checks += checked
@@ -142,14 +152,14 @@ class Product:
         return accepted == checked
 
     def _add_and_check(
-        self, pieces: Sequence[Piece], out: Tensor, expectation: Expectation | None, part: slice
+        self, pieces: Sequence[Piece], batch: Batch, out: Tensor, expectation: AnyExpectation | None, part: slice
     ) -> tuple[int, int]:
         """Return how many samples of `part` were accepted, of how many that were checked."""
-        add_up([piece.samples(part) for piece in pieces], self._layouts, self._outputs, out[part])
-        if expectation is None:
-            return 0, 0
-        accepted = expectation.samples(part).accepts(out[part])
-        return int(accepted.sum()), accepted.numel()
+        total = self._numbers.total(out[part])
+        add_up([piece.samples(part) for piece in pieces], self._layouts, self._outputs, total)
+        accepted = None if expectation is None else expectation.samples(part).accepts(total)
+        self._numbers.leave(total, batch.entered.samples(part), self._outputs.rows, out[part])
+        return (0, 0) if accepted is None else (int(accepted.sum()), accepted.numel())
 
     async def _blame(self, pieces: Sequence[Piece], batch: Batch) -> list[Piece]:
         """Check every device singly, quarantine the liars, and have their cells done by others.
@@ -157,7 +167,7 @@ class Product:
         Raises:
             InputError: nobody lied: the inputs or the true product are not finite.
         """
-        guilty = [piece for piece in pieces if not await self._engine.compute(lambda: self._is_right(piece, batch.x))]  # noqa: B023
+        guilty = [piece for piece in pieces if not await self._engine.compute(lambda: self._is_right(piece, batch))]  # noqa: B023
         if not guilty:
             # Every part is right and the sum is not: bad luck at the edge of the tolerance, under these vectors.
             self._check_range(batch.x)
@@ -174,12 +184,20 @@ class Product:
         honest = [piece for piece in pieces if piece not in guilty]
         return honest + await self._cover(again, batch, frozenset(piece.device for piece in guilty))
 
-    def _is_right(self, piece: Piece, x: Tensor) -> bool:
-        if not fits(piece, self._grid, x):
+    def _is_right(self, piece: Piece, batch: Batch) -> bool:
+        """Check one device's answer by itself: integers are computed again, since shares have no check of their own."""
+        if not self._layouts.fits(piece, batch.x):
             return False
         check = self._check
+        if isinstance(self._numbers, Exact):
+            inputs = batch.shared.inputs(piece.layout.lane, piece.layout.columns, self._deployment.domain(piece.device))
+            return all(map(torch.equal, self._numbers.answer(check, piece.layout, inputs), piece.tensors))
         return all(
-            bool(check.accepts(take(x, self._grid, term.columns), tensor, columns=term.columns, rows=term.rows).all())
+            bool(
+                check.accepts(
+                    take(batch.x, self._grid, term.columns), tensor, columns=term.columns, rows=term.rows
+                ).all()
+            )
             for term, tensor in zip(piece.layout.terms, piece.tensors, strict=True)
         )
 
@@ -189,17 +207,19 @@ class Product:
         Raises:
             InputError: x is not finite, or so large that a product may not be.
         """
+        if not isinstance(self._numbers, Floats):
+            return
         largest = float(x.abs().max())
         if not math.isfinite(largest):
             raise InputError(f"{self._panel.name}: the inputs are not finite, so no product can be checked")
-        bound = largest * self._grid.inputs * math.prod(self._grid.size) * self._deployment.largest_weight(self._number)
+        bound = largest * self._grid.inputs * math.prod(self._grid.size) * self._numbers.largest_weight()
         if bound > torch.finfo(torch.float32).max:
             raise InputError(f"{self._panel.name}: inputs of {largest:.1e} may lead out of the range of float32")
 
     async def _cover(self, cells: Iterable[int], batch: Batch, avoid: frozenset[str]) -> list[Piece]:
         """Get these cells done by devices other than `avoid`, as far as there are others."""
         shares = await self._deployment.route(self._number, cells, avoid)
-        done = await together(self._obtain(device, share, batch, avoid) for device, share in shares.items())
+        done = await together(self._obtain(device, share, batch, avoid) for (device, _), share in shares.items())
         return [piece for pieces in done for piece in pieces]
 
     async def _obtain(self, device: str, cells: Sequence[int], batch: Batch, avoid: frozenset[str]) -> list[Piece]:
@@ -264,13 +284,12 @@ class Product:
         if not peer.alive:
             raise GoneError(f"{device}: it is gone")
         started = self._engine.now()
-        inputs = await self._engine.compute(lambda: inputs_of(layout, self._grid, batch.x))
+        domain = self._deployment.domain(device)
+        inputs = await self._engine.compute(lambda: batch.shared.inputs(layout.lane, layout.columns, domain))
         batch.asked.set()
-        size = answer_bytes(layout, self._grid, batch.x)
+        size = self._layouts.answer_bytes(layout, batch.x)
         peer.last = (layout.body, inputs, size)
-        answer = await peer.ask(
-            layout.body, [inputs], timeout_s=self._engine.policy.answer_timeout_s, answer_bytes=size
-        )
+        answer = await peer.ask(layout.body, inputs, timeout_s=self._engine.policy.answer_timeout_s, answer_bytes=size)
         self._engine.pace.observe(device, self._kind(batch.x), self._engine.now() - started)
         return [Piece(device, layout, answer.tensors, answer.request)]
 

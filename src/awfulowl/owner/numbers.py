@@ -1,0 +1,286 @@
+"""The arithmetic of one panel at the owner: what devices hold and get of it, and what their answers amount to."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from awfulowl.allocator import mapped
+from awfulowl.arithmetic.local import LocalProduct, Rounded, largest_sum
+from awfulowl.arithmetic.numbers import Integers, fewest_bytes, integers
+from awfulowl.arithmetic.packing import pack
+from awfulowl.arithmetic.products import fastest
+from awfulowl.arithmetic.quantise import dequantise, quantise, steps
+from awfulowl.blocks.grid import rectangle
+from awfulowl.blocks.kernels import product
+from awfulowl.errors import InputError, ModelError
+from awfulowl.owner.layout import Layout
+from awfulowl.placement.plan import Panel
+from awfulowl.randomness import Entropy, Seeded
+from awfulowl.veil.base import SharedInputs, SharedWeights, Sharing
+from awfulowl.verification.exact import ExactCheck, ExactExpectation
+from awfulowl.verification.freivalds import Check, Expectation
+
+AnyCheck = Check | ExactCheck
+AnyExpectation = Expectation | ExactExpectation
+
+
+class Entered(NamedTuple):
+    """Inputs in the numbers of a panel: (batch, inputs, *space), and for integers the step of each sample."""
+
+    x: Tensor
+    steps: Tensor | None
+
+    def samples(self, part: slice) -> "Entered":
+        """Return some samples, as views."""
+        return Entered(self.x[part], None if self.steps is None else self.steps[part])
+
+
+class Numbers(ABC):
+    """How a panel's weights, inputs and outputs become what devices work with, and back."""
+
+    width: int
+    """Bytes of each number in an answer; 0 stands for float32."""
+    weight_bytes: int
+    """Bytes that a device holds for each weight of the panel."""
+
+    @abstractmethod
+    def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> AnyCheck:
+        """Draw secrets to check answers with."""
+
+    @abstractmethod
+    def matrices(self, check: AnyCheck, lane: int, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
+        """Return what a device of a lane holds of some blocks.
+
+        Raises:
+            ModelError: the weights are not those that the check was made for.
+        """
+
+    @abstractmethod
+    def is_matrix(
+        self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: Tensor
+    ) -> bool:
+        """Say whether a tensor of any shape is what `matrices` returned, for a lane and a number of a matrix."""
+
+    @abstractmethod
+    def restore(self, block: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return the float32 weights that blocks stand for, from the sum of what `Sharing.whole` names."""
+
+    @abstractmethod
+    def enter(self, x: Tensor) -> Entered:
+        """Turn float32 inputs into what is multiplied.
+
+        Raises:
+            InputError: they cannot be.
+        """
+
+    @abstractmethod
+    def split(self, x: Tensor, entropy: Entropy) -> SharedInputs:
+        """Share inputs that have entered, afresh."""
+
+    @abstractmethod
+    def total(self, out: Tensor) -> Tensor:
+        """Return where answers are added up, for results that go to `out`: not initialised, maybe `out` itself."""
+
+    @abstractmethod
+    def leave(self, total: Tensor, batch: Entered, rows: Sequence[int], out: Tensor) -> None:
+        """Write a sum of answers for some rows to `out` as float32."""
+
+    @abstractmethod
+    def here(self, x: Tensor) -> Tensor:
+        """Return the product of all rows, without devices, from float32 to float32."""
+
+
+class Floats(Numbers):
+    """float32, as everybody multiplies: answers differ in their last bits, and inputs are what they are."""
+
+    width = 0
+    weight_bytes = 4
+
+    def __init__(self, panel: Panel, weights: Sequence[Tensor], sharing: Sharing) -> None:
+        self._panel = panel
+        self._weights = weights
+        self._sharing = sharing
+
+    def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> Check:
+        """Draw secrets for a check up to rounding."""
+        return Check(self._weights, self._panel.grid, entropy, apart=apart)
+
+    def matrices(self, check: AnyCheck, lane: int, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
+        """Return the blocks."""
+        del lane
+        return [
+            _verified(
+                self._panel, check, rectangle(self._weights, self._panel.grid, rows, columns, mapped), rows, columns
+            )
+        ]
+
+    def is_matrix(
+        self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: Tensor
+    ) -> bool:
+        """Ask the check, which needs no weights."""
+        del place
+        return found.dtype is torch.float32 and check.matches(found, rows=rows, columns=columns)
+
+    def restore(self, block: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return it as it is."""
+        del rows
+        return block
+
+    def enter(self, x: Tensor) -> Entered:
+        """Leave inputs as they are."""
+        return Entered(x, None)
+
+    def split(self, x: Tensor, entropy: Entropy) -> SharedInputs:
+        """Share nothing."""
+        return SharedInputs(self._sharing, x, self._panel.grid, torch.float32, entropy)
+
+    def total(self, out: Tensor) -> Tensor:
+        """Add up in place."""
+        return out
+
+    def leave(self, total: Tensor, batch: Entered, rows: Sequence[int], out: Tensor) -> None:
+        """Do nothing: the sum is in place."""
+
+    def here(self, x: Tensor) -> Tensor:
+        """Multiply as PyTorch does."""
+        grid = self._panel.grid
+        return torch.cat([product(grid.kernel, weight.float(), x, grid.groups) for weight in self._weights], dim=1)
+
+    def largest_weight(self) -> float:
+        """Return the largest absolute weight."""
+        return max(float(weight.abs().max()) for weight in self._weights)
+
+
+class Exact(Numbers):
+    """Integers: rounded here, multiplied there without any error, and scaled back here; shared if the plan says so."""
+
+    def __init__(
+        self,
+        panel: Panel,
+        weights: Sequence[Tensor],
+        numbers: Integers,
+        sharing: Sharing,
+        entropy: Entropy,
+    ) -> None:
+        """Round weights once, to know steps and bounds; integers are made again when they are wanted."""
+        self._panel = panel
+        self._weights = weights
+        self._numbers = numbers
+        self._sharing = sharing
+        self._rounded: Final = [Rounded(weight, numbers) for weight in weights]
+        self._steps: Final = torch.cat([one.steps for one in self._rounded])
+        self._shared_weights = SharedWeights(sharing, numbers.ring, entropy)
+        self._bound: Final = largest_sum(self._rounded, numbers)
+        self._shared = sharing.shares > 1
+        self.width = numbers.ring_bytes if self._shared else fewest_bytes(self._bound)
+        self.weight_bytes = numbers.ring_bytes * sharing.parts if sharing.hides_weights else numbers.dtype.itemsize
+
+    def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> ExactCheck:
+        """Draw secrets for a check without a tolerance."""
+        return ExactCheck(
+            self._rounded, self._panel.grid, entropy, numbers=self._numbers, bound=self._bound, apart=apart
+        )
+
+    def matrices(self, check: AnyCheck, lane: int, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
+        """Return the integers of the blocks, or a lane's shares of them."""
+        if not self._sharing.hides_weights:
+            return [self._block(check, rows, columns)]
+        number = int.from_bytes(self._panel.row_handles[rows[0]][:8], "little")
+        by_column = [
+            self._shared_weights.matrices(lane, self._block(check, rows, [column]), (number, column))
+            for column in columns
+        ]
+        return [torch.cat(parts, dim=1) for parts in zip(*by_column, strict=True)]
+
+    def is_matrix(
+        self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: Tensor
+    ) -> bool:
+        """Compare every bit."""
+        lane, part = place
+        wanted = self.matrices(check, lane, rows, columns)[part]
+        return found.dtype is wanted.dtype and torch.equal(found, wanted)
+
+    def restore(self, block: Tensor, rows: Sequence[int]) -> Tensor:
+        """Scale integers back."""
+        own = self._steps_of(rows)
+        return block.float() * own.view(-1, *[1] * (block.dim() - 1))
+
+    def _block(self, check: AnyCheck, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        floats = rectangle(self._weights, self._panel.grid, rows, columns, mapped)
+        return _verified(self._panel, check, quantise(floats, self._steps_of(rows), self._numbers), rows, columns)
+
+    def _steps_of(self, rows: Sequence[int]) -> Tensor:
+        spans = [self._panel.grid.rows[row] for row in rows]
+        return torch.cat([self._steps[span.start : span.stop] for span in spans])
+
+    def enter(self, x: Tensor) -> Entered:
+        """Round each sample to integers.
+
+        Raises:
+            InputError: a number is not finite.
+        """
+        own = steps(x, self._numbers)
+        if not bool(own.isfinite().all()):
+            raise InputError(f"{self._panel.name}: the inputs are not finite, and integers have no infinity and no NaN")
+        return Entered(quantise(x, own, self._numbers), own)
+
+    def split(self, x: Tensor, entropy: Entropy) -> SharedInputs:
+        """Split integers among the lanes."""
+        return SharedInputs(self._sharing, x, self._panel.grid, self._numbers.ring, entropy)
+
+    def total(self, out: Tensor) -> Tensor:
+        """Return integers of the width of answers."""
+        return torch.empty(out.shape, dtype=torch.int32 if self.width <= 4 else torch.int64)
+
+    def leave(self, total: Tensor, batch: Entered, rows: Sequence[int], out: Tensor) -> None:
+        """Scale the sum back."""
+        if batch.steps is None:
+            raise InputError("integers without steps cannot leave")
+        dequantise(total, batch.steps, self._steps_of(rows), out)
+
+    @cached_property
+    def _local(self) -> LocalProduct:
+        grid = self._panel.grid
+        return LocalProduct(self._weights, grid.kernel, grid.groups, self._numbers)
+
+    def here(self, x: Tensor) -> Tensor:
+        """Multiply as devices do."""
+        return self._local(x)
+
+    def answer(self, check: AnyCheck, layout: Layout, inputs: Sequence[Tensor | Seeded]) -> list[Tensor]:
+        """Return what an honest device answers to a request, computed here: the slow way to find out who lied."""
+        grid, backend = self._panel.grid, fastest()
+        x = torch.cat([one.expand() if isinstance(one, Seeded) else one for one in inputs], dim=1)
+        widths = [grid.columns[column].span.size for column in layout.columns]
+        by_part = torch.split(x, widths * self._sharing.parts, dim=1)
+        answers = []
+        for term in layout.terms:
+            total: Tensor | None = None
+            for column in term.columns:
+                matrices = self.matrices(check, layout.lane, term.rows, [column])
+                for part, matrix in enumerate(matrices):
+                    own = by_part[part * len(widths) + layout.columns.index(column)]
+                    groups = grid.columns[column].groups
+                    y = backend.multiply(grid.kernel, backend.prepare(matrix), own.contiguous(), groups, self.width)
+                    total = y if total is None else total.add_(y)
+            if total is not None:
+                answers.append(pack(total, self.width))
+        return answers
+
+
+def _verified(panel: Panel, check: AnyCheck, block: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+    if not check.matches(block, rows=rows, columns=columns):
+        raise ModelError(f"{panel.name}: the weights changed since they were scattered; scatter the model again")
+    return block
+
+
+def numbers_of(panel: Panel, weights: Sequence[Tensor], sharing: Sharing, entropy: Entropy) -> Numbers:
+    """Return the arithmetic of a panel, with its stacked weights."""
+    found = integers(panel.arithmetic)
+    if found is None:
+        return Floats(panel, weights, sharing)
+    return Exact(panel, weights, found, sharing, entropy)
