@@ -1,7 +1,7 @@
 """The bytes that the fuzzing of the wire starts from: every verb, and every way of being wrong, by name."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from awfulowl.blocks.kernels import Dense
 from awfulowl.limits import Limits
-from awfulowl.randomness import Entropy
+from awfulowl.randomness import Entropy, Seeded
 from awfulowl.wire.codec import encode
 from awfulowl.wire.frames import FRAME_HEADER_BYTES, frames
 from awfulowl.wire.messages import (
@@ -40,7 +40,7 @@ from awfulowl.wire.session import DeviceSession, Opened, OwnerSession, Timing
 
 LIMITS = Limits(chunk_bytes=256, max_message_bytes=2**16, max_header_bytes=2**13, max_partial_bytes=2**17)
 PREFIX = struct.Struct("<3sBIQ")
-ROW, SLICE, OTHER = b"r" * 16, b"s" * 16, b"o" * 16
+ROW, SLICE, OTHER, SEED = b"r" * 16, b"s" * 16, b"o" * 16, b"k" * 32
 
 
 class Ends:
@@ -93,48 +93,78 @@ def bodies(boot: bytes) -> Iterator[tuple[Body, list[Tensor]]]:
     yield Bye(reason="done"), []
 
 
+def of_integers() -> Iterator[tuple[str, Body, Sequence[Tensor | Seeded]]]:
+    """Integers and seeds, with the names that they are kept under."""
+
+    def apply(width: int) -> Apply:
+        return Apply(slices=(SLICE, OTHER), terms=(Term(rows=(ROW,), slices=(SLICE, OTHER)),), width=width)
+
+    x = torch.arange(6, dtype=torch.int32).reshape(2, 3)
+    yield "apply-seeded", apply(4), [Seeded(SEED, torch.int32, (2, 3))]
+    yield "apply-seeded-empty", apply(1), [Seeded(SEED, torch.int8, (0, 3, 2))]
+    yield "apply-seeded-to-the-limit", apply(8), [Seeded(SEED, torch.int64, (2, 2**11))] * 2
+    yield "apply-several", apply(2), [x, x[:, :0], x[:, :1]]
+    yield "apply-several-seeded", apply(7), [x.long(), Seeded(SEED, torch.int64, (2, 1)), x.long()]
+    yield "answer-int64", Answer(to=3), [x.long() << 40]
+    yield "answer-of-five-bytes", Answer(to=3), [torch.arange(30, dtype=torch.uint8).reshape(2, 3, 5)]
+
+
 def corpus() -> dict[str, bytes]:
     """The bytes that are kept, by name; `good` ones parse and `bad` ones are refused."""
     ends = Ends()
     made = {"beat-good-owner": ends.owner.beat(0.0), "beat-good-device": ends.device.beat(0.0)}
     made["beat-bad-cut"] = made["beat-good-owner"][:-1]
     made["beat-bad-digest"] = made["beat-good-owner"][:-1] + b"?"
-    for body, tensors in bodies(ends.device.boot):
+    named = [(verb(body).replace(".", "-"), body, tensors) for body, tensors in bodies(ends.device.boot)]
+    for name, body, tensors in (*named, *of_integers()):
         session = ends.device.boot if isinstance(body, DeviceHello) else ends.handle
         pieces = encode(session, int(isinstance(body, Request)), body, tensors, LIMITS)
-        name = verb(body).replace(".", "-")
         made[f"message-good-{name}"] = b"".join(pieces)
         made[f"frame-good-{name}"] = next(frames(pieces, 1, 1024))
     made["frame-good-of-another-session"] = next(frames(encode(OTHER, 0, Bye(reason=""), (), LIMITS), 2, 1024))
     made["frame-good-first-of-several"] = next(frames([made["message-good-answer"]], 3, 192))
-    made |= {f"message-bad-{name}": data for name, data in bad_messages()}
+    made |= {f"message-bad-{name}": data for name, data in (*bad_messages(), *bad_integers())}
     return made | {f"frame-bad-{name}": data for name, data in bad_frames(made["message-good-answer"])}
 
 
-def packed(header: object, body: bytes = b"", *, header_bytes: int | None = None, total: int | None = None) -> bytes:
+def packed(
+    header: object,
+    body: bytes = b"",
+    *,
+    header_bytes: int | None = None,
+    total: int | None = None,
+    version: int = PROTOCOL,
+) -> bytes:
     """A message with any header and any lengths."""
     head = header if isinstance(header, bytes) else msgspec.msgpack.encode(header)
     own = PREFIX.size + len(head) + len(body)
     sizes = (len(head) if header_bytes is None else header_bytes, own if total is None else total)
-    return PREFIX.pack(b"OWL", PROTOCOL, *sizes) + head + body
+    return PREFIX.pack(b"OWL", version, *sizes) + head + body
+
+
+def fields(**changed: object) -> dict[str, object]:
+    """The header of an answer, with some fields changed."""
+    return {"session": OTHER, "id": 0, "body": {"verb": "answer", "to": 3}, "tensors": [], **changed}
+
+
+def padded(header: object, body: bytes = b"") -> bytes:
+    """A message whose one tensor starts where it has to."""
+    return packed(header, bytes(-(PREFIX.size + len(msgspec.msgpack.encode(header))) % 64) + body)
 
 
 def bad_messages() -> Iterator[tuple[str, bytes]]:
     """One message for each way of being wrong."""
 
-    def fields(**changed: object) -> dict[str, object]:
-        return {"session": OTHER, "id": 0, "body": {"verb": "answer", "to": 3}, "tensors": [], **changed}
-
     def tensor(dtype: str, *shape: int) -> bytes:
-        header = fields(tensors=[[dtype, list(shape)]])
-        return packed(header, bytes(-(PREFIX.size + len(msgspec.msgpack.encode(header))) % 64))
+        return padded(fields(tensors=[[dtype, list(shape)]]))
 
     good = msgspec.msgpack.encode(fields())
     huge = b"\xdd\xff\xff\xff\xff"
     yield "empty", b""
     yield "cut-prefix", packed(fields())[:15]
     yield "cut-header", packed(fields())[:-1]
-    yield "other-version", packed(fields()).replace(b"OWL\1", b"OWL\2")
+    yield "other-version", packed(fields(), version=PROTOCOL + 1)
+    yield "version-before", packed(fields(), version=PROTOCOL - 1)
     yield "trailing-byte", packed(fields()) + b"\0"
     yield "trailing-in-header", packed(good + b"\xc0")
     yield "trailing-body", packed(fields(), bytes(64))
@@ -165,6 +195,45 @@ def bad_messages() -> Iterator[tuple[str, bytes]]:
     yield "tensor-beside-bye", packed(fields(body={"verb": "bye", "reason": ""}, tensors=[["uint8", [0]]]), bytes(40))
 
 
+def bad_integers() -> Iterator[tuple[str, bytes]]:
+    """One message for each way of being wrong about integers and seeds."""
+
+    def apply(*tensors: object, width: object = 4) -> dict[str, object]:
+        term = {"rows": [ROW], "slices": [SLICE]}
+        return fields(id=1, body={"verb": "apply", "slices": [SLICE], "terms": [term], "width": width}, tensors=tensors)
+
+    def seeded(*shape: int, seed: object = SEED) -> list[object]:
+        return ["int32", list(shape), seed]
+
+    yield "seed-in-an-answer", packed(fields(tensors=[seeded(2, 3)]))
+    yield "seed-beside-bye", packed(fields(body={"verb": "bye", "reason": ""}, tensors=[seeded(2, 3)]))
+    term = {"rows": [ROW], "slices": [SLICE]}
+    yield (
+        "seed-in-an-apply-transposed",
+        packed(fields(id=1, body={"verb": "apply_transposed", "rows": [ROW], "terms": [term]}, tensors=[seeded(2, 3)])),
+    )
+    yield "seed-beyond-the-limit", packed(apply(seeded(2, 2**13 + 1)))
+    yield "seeds-beyond-the-limit", packed(apply(*[seeded(2, 2**12)] * 2, seeded(2, 1)))
+    yield "seeds-of-2-63", packed(apply(*[seeded(2, 2**63 - 1)] * 9))
+    yield "seed-of-a-wrapping-product", packed(apply(seeded(2**62 + 1, 4)))
+    yield "empty-seed-of-2-63", packed(apply(seeded(0, 2**63 - 1)))
+    yield "seed-of-31-bytes", packed(apply(seeded(2, 3, seed=SEED[1:])))
+    yield "seed-of-33-bytes", packed(apply(seeded(2, 3, seed=SEED + b"k")))
+    yield "seed-of-no-bytes", packed(apply(seeded(2, 3, seed=b"")))
+    yield "seed-of-text", packed(apply(seeded(2, 3, seed="k" * 32)))
+    yield "seed-with-more-behind-it", packed(apply([*seeded(2, 3), 0]))
+    yield "seed-with-padding", padded(apply(seeded(2, 3)))
+    yield "seed-with-its-numbers", padded(apply(seeded(2, 3)), bytes(24))
+    yield "apply-of-nothing", packed(apply())
+    yield "apply-of-several-batches", packed(apply(seeded(2, 3), seeded(3, 3)))
+    yield "apply-of-several-types", packed(apply(seeded(2, 3), ["int64", [2, 3], SEED]))
+    yield "apply-of-several-spaces", packed(apply(seeded(2, 3, 4), seeded(2, 3, 5)))
+    yield "apply-of-several-lines", packed(apply(seeded(2), seeded(2)))
+    yield "apply-of-nine-bytes", packed(apply(seeded(2, 3), width=9))
+    yield "apply-of-less-than-no-bytes", packed(apply(seeded(2, 3), width=-1))
+    yield "apply-of-half-a-byte", packed(apply(seeded(2, 3), width=0.5))
+
+
 def bad_frames(message: bytes) -> Iterator[tuple[str, bytes]]:
     """One frame for each way of being wrong, digest included or not."""
 
@@ -176,7 +245,7 @@ def bad_frames(message: bytes) -> Iterator[tuple[str, bytes]]:
     yield "cut", good[:-1]
     yield "header-only", good[:FRAME_HEADER_BYTES]
     yield "flipped", good[:-1] + b"\xff"
-    yield "other-version", sealed(message[:64], total=64, version=2)
+    yield "other-version", sealed(message[:64], total=64, version=PROTOCOL + 1)
     yield "total-2-63", sealed(message[:64], total=2**63)
     yield "total-zero", sealed(message[:64], total=0)
     yield "piece-zero", sealed(message[:64], total=64, piece=0)

@@ -14,7 +14,8 @@ a limit and with the bytes that are really there:
 2. the header is within its limit and is one msgpack value of the types in `messages`: no unknown verb, field
    or element type, nothing behind it;
 3. handles, tensors and dimensions are within their limits;
-4. the byte counts of the tensors, computed in Python integers, fill the message to its last byte;
+4. the byte counts of the tensors, computed in Python integers, fill the message to its last byte; tensors that are
+   given by seeds have none, come with an `apply` only, and may take together what one message may;
 5. padding is zero; a request has an id and nothing else has one; the tensors suit the verb.
 
 The tensors that `decode` returns are views of the message. **They are never written to**: whoever else holds
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from awfulowl.errors import InputError, LimitError, ProtocolError
 from awfulowl.limits import Limits
+from awfulowl.randomness import Seeded
 from awfulowl.wire.buffers import ALIGNMENT
 from awfulowl.wire.messages import (
     PROTOCOL,
@@ -64,6 +66,7 @@ DTYPES: Final[dict[Dtype, torch.dtype]] = {
     "int8": torch.int8,
     "int16": torch.int16,
     "int32": torch.int32,
+    "int64": torch.int64,
     "uint8": torch.uint8,
 }
 
@@ -89,7 +92,9 @@ class _Place(NamedTuple):
     stop: int
 
 
-def encode(session: bytes, request_id: int, body: Body, tensors: Sequence[Tensor], limits: Limits) -> list[Buffer]:
+def encode(
+    session: bytes, request_id: int, body: Body, tensors: Sequence[Tensor | Seeded], limits: Limits
+) -> list[Buffer]:
     """Return the pieces of a message, to be joined in order.
 
     The bytes of a contiguous tensor on the CPU are not copied: its piece is a view, so it must not change
@@ -99,7 +104,7 @@ def encode(session: bytes, request_id: int, body: Body, tensors: Sequence[Tensor
         session: the handle that goes into the header.
         request_id: number of a request, 0 for every other verb.
         body: the verb.
-        tensors: whatever shapes the verb takes, of the types in `DTYPES`.
+        tensors: whatever shapes the verb takes, of the types in `DTYPES`; or what the receiver expands from a seed.
         limits: what the peer is expected to accept.
 
     Raises:
@@ -117,7 +122,8 @@ def encode(session: bytes, request_id: int, body: Body, tensors: Sequence[Tensor
     _bound_message(total, limits)
     pieces: list[Buffer] = [_PREFIX.pack(MAGIC, PROTOCOL, len(packed), total) + packed]
     for place, tensor in zip(places, tensors, strict=True):
-        pieces += [bytes(place.start - place.gap), _raw(tensor)]
+        if not isinstance(tensor, Seeded):
+            pieces += [bytes(place.start - place.gap), _raw(tensor)]
     return [piece for piece in pieces if len(piece)]
 
 
@@ -144,11 +150,12 @@ def decode(message: Buffer, limits: Limits) -> tuple[Header, list[Tensor]]:
     return header, [_tensor(view, place, announced) for place, announced in zip(places, header.tensors, strict=True)]
 
 
-def _described(tensor: Tensor) -> TensorHeader:
+def _described(tensor: Tensor | Seeded) -> TensorHeader:
     name = _NAMES.get(tensor.dtype)
     if name is None:
         raise InputError(f"tensors of {tensor.dtype} do not travel; convert to one of {', '.join(DTYPES)}")
-    return TensorHeader(dtype=name, shape=tuple(tensor.shape))
+    seed = tensor.seed if isinstance(tensor, Seeded) else None
+    return TensorHeader(dtype=name, shape=tuple(tensor.shape), seed=seed)
 
 
 def _raw(tensor: Tensor) -> memoryview:
@@ -158,6 +165,8 @@ def _raw(tensor: Tensor) -> memoryview:
 
 def _tensor(view: memoryview, place: _Place, announced: TensorHeader) -> Tensor:
     dtype = DTYPES[announced.dtype]
+    if announced.seed is not None:
+        return Seeded(announced.seed, dtype, announced.shape).expand()
     if place.start == place.stop:
         return torch.empty(announced.shape, dtype=dtype)  # torch makes no view of no bytes
     count = (place.stop - place.start) // dtype.itemsize
@@ -190,7 +199,8 @@ def _header(packed: memoryview) -> Header:
 def _fault(header: Header) -> str | None:
     if isinstance(header.body, Request) != (header.id > 0):
         return f"{verb(header.body)} with id {header.id}: requests count from 1, other messages have 0"
-    fault = header.body.fault(header.tensors)
+    seeded = any(tensor.seed is not None for tensor in header.tensors)
+    fault = "takes no seeds" if seeded and not header.body.seeds else header.body.fault(header.tensors)
     return f"{verb(header.body)} {fault}" if fault else None
 
 
@@ -216,7 +226,8 @@ def _bound_counts(header: Header, header_bytes: int, limits: Limits) -> None:
 
 
 def _places(tensors: Sequence[TensorHeader], end: int, limits: Limits) -> Iterator[_Place]:
-    """Lay the tensors out after byte `end`, and refuse a tensor that no message could hold."""
+    """Lay the tensors out after byte `end`, and refuse tensors that no message could hold."""
+    expanded = 0
     for tensor in tensors:
         size = DTYPES[tensor.dtype].itemsize
         # An empty tensor of giant other dimensions holds no byte, but overflows in torch.
@@ -225,6 +236,12 @@ def _places(tensors: Sequence[TensorHeader], end: int, limits: Limits) -> Iterat
             extent *= max(length, 1)
         if extent > limits.max_message_bytes:
             raise LimitError(f"a tensor of {extent} bytes, max_message_bytes is {limits.max_message_bytes}")
+        if tensor.seed is not None:
+            expanded += extent
+            if expanded > limits.max_message_bytes:
+                raise LimitError(f"seeds for {expanded} bytes, max_message_bytes is {limits.max_message_bytes}")
+            yield _Place(end, end, end)
+            continue
         start = -(-end // ALIGNMENT) * ALIGNMENT
         stop = start if 0 in tensor.shape else start + extent
         yield _Place(end, start, stop)

@@ -11,7 +11,7 @@ whether the blocks it names are held is for the device to say.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -19,7 +19,7 @@ from msgspec import Meta
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel
 from awfulowl.errors import VersionError
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 TEXT_CHARS: Final = 1024
 MOST: Final = 2**31 - 1
 
@@ -29,14 +29,27 @@ Size = Annotated[int, Meta(ge=1, le=MOST)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
 Text = Annotated[str, Meta(max_length=TEXT_CHARS)]
 Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
-Dtype = Literal["float32", "float16", "bfloat16", "float64", "int8", "int16", "int32", "uint8"]
+Seed = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Dtype = Literal["float32", "float16", "bfloat16", "float64", "int8", "int16", "int32", "int64", "uint8"]
 
 
 class TensorHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """Type and shape of one tensor; its bytes follow the header, little-endian, in order."""
+    """Type and shape of one tensor; its bytes follow the header, little-endian, in order.
+
+    With a `seed` no bytes follow: the tensor is the keystream of AES-256 in counter mode under that key.
+    """
 
     dtype: Dtype
     shape: tuple[Natural, ...]
+    seed: Seed | None = None
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"TensorHeader({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Show to `rich` what `repr` shows: no seed."""
+        return [("dtype", self.dtype), ("shape", self.shape), ("seeded", self.seed is not None)]
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="verb"):
@@ -44,6 +57,8 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 
     any_tensors: ClassVar[bool] = False
     """Whether the message alone leaves open which tensors come along."""
+    seeds: ClassVar[bool] = False
+    """Whether tensors may be given by seeds: a receiver then allocates more than it was sent."""
 
     def fault(self, tensors: Sequence[TensorHeader]) -> str | None:
         """Say what is wrong with this message and the tensors beside it, or return None."""
@@ -133,14 +148,26 @@ class Term(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Apply(_Request, frozen=True, tag="apply"):
-    """y = W x. One tensor, the inputs of `slices` side by side; the answer has one tensor for each term."""
+    """y = W x. Tensors, side by side the inputs of `slices`; the answer has one tensor for each term.
 
+    `width` is 0 in float32. For integers it is the bytes of each number in the answer, which is exact modulo
+    2^(8 width): int8, int16, int32, int64, or, for 3, 5, 6 and 7 bytes, uint8 with one more dimension of that length.
+    """
+
+    seeds: ClassVar[bool] = True
     slices: tuple[Handle, ...]
     terms: tuple[Term, ...]
+    width: Annotated[int, Meta(ge=0, le=8)] = 0
 
     def fault(self, tensors: Sequence[TensorHeader]) -> str | None:
         """Say what is wrong with the inputs or the terms, or return None."""
-        return _sum_fault(tensors, self.slices, [term.slices for term in self.terms])
+        if not tensors:
+            return "takes tensors, got none"
+        first = tensors[0]
+        # Tensors of one dimension have no other to lie along.
+        if len(tensors) > 1 and (len(first.shape) < 2 or any(_beside(tensor) != _beside(first) for tensor in tensors)):
+            return "has tensors that do not lie side by side"
+        return _terms_fault(self.slices, [term.slices for term in self.terms])
 
     def answer_tensors(self) -> int:
         """Return the number of terms."""
@@ -310,8 +337,15 @@ def _fits_torch(kernel: Kernel) -> bool:
 def _sum_fault(
     tensors: Sequence[TensorHeader], given: tuple[Handle, ...], wanted: Sequence[tuple[Handle, ...]]
 ) -> str | None:
-    if len(tensors) != 1:
-        return f"takes one tensor, got {len(tensors)}"
+    return f"takes one tensor, got {len(tensors)}" if len(tensors) != 1 else _terms_fault(given, wanted)
+
+
+def _beside(tensor: TensorHeader) -> tuple[object, ...]:
+    """Return what tensors that lie side by side along dimension 1 have in common."""
+    return tensor.dtype, tensor.shape[:1], tensor.shape[2:], len(tensor.shape)
+
+
+def _terms_fault(given: tuple[Handle, ...], wanted: Sequence[tuple[Handle, ...]]) -> str | None:
     there = set(given)
     if len(there) != len(given):
         return "names a handle twice"

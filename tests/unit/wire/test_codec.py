@@ -106,6 +106,24 @@ def test_not_finite_numbers_arrive_bit_for_bit() -> None:
     assert same(decode(joined(ANSWER, sent), DEFAULT)[1][0], sent)
 
 
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES.values() if not dtype.is_floating_point], ids=str)
+def test_the_ends_of_integers_arrive_and_travel_little_endian(dtype: torch.dtype) -> None:
+    ends = torch.iinfo(dtype)
+    numbers = [ends.min, ends.max, 0, 1, ends.max // 3]
+    message = joined(ANSWER, torch.tensor(numbers, dtype=dtype))
+    size = dtype.itemsize
+    assert message[-5 * size :] == b"".join(n.to_bytes(size, "little", signed=ends.min < 0) for n in numbers)
+    assert decode(message, DEFAULT)[1][0].tolist() == numbers
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
+def test_any_int64_arrive(numbers: list[int]) -> None:
+    sent = torch.tensor(numbers, dtype=torch.int64)
+    header, (came,) = decode(joined(ANSWER, sent), DEFAULT)
+    assert header.tensors[0].dtype == "int64"
+    assert same(came, sent)
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -168,7 +186,7 @@ def test_the_pieces_begin_with_the_prefix_and_bodies_are_aligned() -> None:
 def test_what_does_not_travel_is_said_before_anything_is_sent() -> None:
     with pytest.raises(InputError, match=r"torch.complex64 do not travel; convert to one of float32"):
         joined(ANSWER, torch.ones(2, dtype=torch.complex64))
-    with pytest.raises(InputError, match=r"apply takes one tensor, got 0; nothing was sent"):
+    with pytest.raises(InputError, match=r"apply takes tensors, got none; nothing was sent"):
         joined(APPLY, request_id=1)
 
 
@@ -254,7 +272,11 @@ def test_padding_must_be_zero() -> None:
         fields(tensors={}),
         fields(tensors=[["float32"]]),
         fields(tensors=[["float32", [1], 0]]),
+        fields(tensors=[["float32", [1], True]]),
+        fields(tensors=[["float32", [1], []]]),
+        fields(tensors=[["float32", [1], None, None]]),
         fields(tensors=[["complex64", [1]]]),
+        fields(tensors=[["uint64", [1]]]),
         fields(tensors=[["float32", [-1]]]),
         fields(tensors=[["float32", [2**63]]]),
         fields(tensors=[["float32", ["1"]]]),
@@ -325,6 +347,15 @@ def announcements() -> Iterator[tuple[str, bytes]]:
     yield "shape product that wraps to 4", padded(fields(tensors=[["int32", [2**62 + 1, 2**2]]]), bytes(16))
     yield "every dimension 2^63", padded(fields(tensors=[["float64", [2**63 - 1] * 8]]))
     yield "many tensors of 200 MB", padded(fields(tensors=[["uint8", [200 * MIB]]] * 1000))
+    seeded = ["uint8", [1, 200 * MIB], b"k" * 32]
+    yield "seed for 200 MB in an answer", packed(fields(tensors=[seeded]))
+    apply = fields(id=1, body={"verb": "apply", "slices": [], "terms": []})
+    yield "seeds for 400 MB", packed({**apply, "tensors": [seeded] * 2})
+    yield "seeds for 200 GB", packed({**apply, "tensors": [seeded] * 1000})
+    yield "seeds for 200 GB, then bytes", packed({**apply, "tensors": [seeded] * 1000}, bytes(64))
+    yield "seed for 2^63", packed({**apply, "tensors": [["int64", [1, 2**63 - 1], b"k" * 32]]})
+    yield "seed for nothing of 2^63", packed({**apply, "tensors": [["int64", [0, 2**63 - 1], b"k" * 32]]})
+    yield "seed shape product that wraps to 0", packed({**apply, "tensors": [["uint8", [2**32] * 3, b"k" * 32]]})
 
 
 @pytest.mark.parametrize("message", [pytest.param(message, id=name) for name, message in announcements()])

@@ -9,7 +9,7 @@ import xxhash
 from awfulowl.errors import DamagedError, ProtocolError, VersionError
 from awfulowl.limits import DEFAULT
 from awfulowl.randomness import Entropy
-from awfulowl.wire.messages import Answer, Header
+from awfulowl.wire.messages import PROTOCOL, Answer, Header
 from awfulowl.wire.session.line import BEAT_BYTES, FIRST_NUMBERS, Line, Role
 
 HERE, THERE = b"h" * 16, b"t" * 16
@@ -72,9 +72,9 @@ def test_what_is_no_beat_is_refused(payload: bytes) -> None:
 
 
 def test_a_beat_of_another_version_is_refused() -> None:
-    beat = struct.pack("<3sBB16sQ", b"OWB", 2, Role.DEVICE, HERE, 1)
+    beat = struct.pack("<3sBB16sQ", b"OWB", PROTOCOL + 1, Role.DEVICE, HERE, 1)
     beat += struct.pack("<Q", xxhash.xxh3_64_intdigest(beat))
-    with pytest.raises(VersionError, match="a heartbeat speaks version 2"):
+    with pytest.raises(VersionError, match=f"a heartbeat speaks version {PROTOCOL + 1}"):
         pair()[0].is_alive(beat, HERE)
 
 

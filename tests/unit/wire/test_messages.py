@@ -16,6 +16,7 @@ from awfulowl.wire.messages import (
     Commit,
     DeviceBody,
     DeviceHello,
+    Dtype,
     Error,
     Evict,
     Fetch,
@@ -36,6 +37,7 @@ from awfulowl.wire.messages import (
 )
 
 A, B, C = (letter * 16 for letter in (b"a", b"b", b"c"))
+SEED = b"k" * 32
 PLAIN = Dense()
 FLAT = Convolution(stride=(1, 1), padding=(0, 0), dilation=(1, 1))
 LINE = Convolution(stride=(2,), padding=(1,), dilation=(3,))
@@ -213,8 +215,12 @@ def test_giant_strides_are_refused(
 @pytest.mark.parametrize(
     ("body", "tensors", "fault"),
     [
-        (Apply(slices=(B,), terms=(TERM,)), (), "takes one tensor, got 0"),
-        (Apply(slices=(B,), terms=(TERM,)), (tensor(1, 1), tensor(1, 1)), "takes one tensor, got 2"),
+        (Apply(slices=(B,), terms=(TERM,)), (), "takes tensors, got none"),
+        (Apply(slices=(B, B), terms=(TERM,)), (tensor(1, 1), tensor(1, 1)), "names a handle twice"),
+        (Apply(slices=(C,), terms=(TERM,)), (tensor(1, 1), tensor(1, 1)), "did not come along"),
+        (ApplyTransposed(rows=(A,), terms=(TERM,)), (), "takes one tensor, got 0"),
+        (ApplyTransposed(rows=(A,), terms=(TERM,)), (tensor(1, 1), tensor(1, 1)), "takes one tensor, got 2"),
+        (ApplyTransposed(rows=(A, A), terms=(TERM,)), (tensor(1, 1),), "names a handle twice"),
         (Apply(slices=(B, B), terms=(TERM,)), (tensor(1, 1),), "names a handle twice"),
         (Apply(slices=(C,), terms=(TERM,)), (tensor(1, 1),), "did not come along"),
         (ApplyTransposed(rows=(C,), terms=(TERM,)), (tensor(1, 1),), "did not come along"),
@@ -222,6 +228,108 @@ def test_giant_strides_are_refused(
 )
 def test_a_sum_needs_its_inputs(body: Apply | ApplyTransposed, tensors: tuple[TensorHeader, ...], fault: str) -> None:
     assert fault in str(body.fault(tensors))
+
+
+def integers(dtype: Dtype, *shape: int, seed: bytes | None = None) -> TensorHeader:
+    return TensorHeader(dtype=dtype, shape=shape, seed=seed)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        (tensor(2, 3),),
+        (tensor(2, 3), tensor(2, 4)),
+        (tensor(2, 3), tensor(2, 0), tensor(2, 1)),
+        (tensor(0, 3), tensor(0, 4)),
+        (tensor(2, 3, 5, 5), tensor(2, 4, 5, 5)),
+        (integers("int64", 2, 3), integers("int64", 2, 3, seed=SEED)),
+        (integers("int32", 2, 3, seed=SEED), integers("int32", 2, 9, seed=SEED)),
+        (tensor(5),),  # whether one alone fits the blocks is for the device to say
+        (tensor(),),
+    ],
+    ids=str,
+)
+def test_inputs_that_lie_side_by_side(tensors: tuple[TensorHeader, ...]) -> None:
+    assert Apply(slices=(B,), terms=(TERM,)).fault(tensors) is None
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        (tensor(2, 3), tensor(3, 3)),
+        (tensor(2, 3), tensor(0, 3)),
+        (tensor(2, 3), tensor(2, 3, 1)),
+        (tensor(2, 3), tensor(2)),
+        (tensor(2, 3, 5), tensor(2, 3, 6)),
+        (tensor(2, 3, 5, 4), tensor(2, 3, 4, 5)),
+        (tensor(2, 3), tensor(2, 3), tensor(2, 3), tensor(4, 3)),
+        (integers("int32", 2, 3), integers("int64", 2, 3)),
+        (integers("int8", 2, 3), integers("uint8", 2, 3)),
+        (integers("int32", 2, 3), integers("int64", 2, 3, seed=SEED)),
+        (integers("int32", 2, 3, seed=SEED), integers("int32", 3, 3, seed=SEED)),
+        (tensor(2), tensor(2)),
+        (tensor(), tensor()),
+    ],
+    ids=str,
+)
+def test_inputs_that_do_not_lie_side_by_side(tensors: tuple[TensorHeader, ...]) -> None:
+    assert Apply(slices=(B,), terms=(TERM,)).fault(tensors) == "has tensors that do not lie side by side"
+
+
+def tried(width: object) -> Apply:
+    """What becomes of an apply with a width, whatever it is, on the wire."""
+    fields = {"verb": "apply", "slices": [B], "terms": [], "width": width}
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=Apply)
+
+
+@pytest.mark.parametrize("width", range(9))
+def test_an_answer_has_up_to_eight_bytes_for_each_number(width: int) -> None:
+    assert tried(width).width == width
+
+
+@pytest.mark.parametrize("width", [-1, 9, 2**63, 4.0, 0.5, True, "4", None, b"4"])
+def test_other_widths_are_not_decoded(width: object) -> None:
+    with pytest.raises(msgspec.ValidationError, match="width"):
+        tried(width)
+
+
+def test_an_apply_is_one_of_floats_unless_it_says_otherwise() -> None:
+    assert Apply(slices=(B,), terms=(TERM,)).width == 0
+    fields = {"verb": "apply", "slices": [B], "terms": []}
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=Apply).width == 0
+
+
+def test_an_apply_alone_takes_seeds() -> None:
+    assert [name for name, body in BODIES.items() if body.seeds] == ["apply"]
+
+
+@pytest.mark.parametrize("length", [0, 1, 16, 31, 33, 64])
+def test_seeds_of_another_length_are_not_decoded(length: int) -> None:
+    def came(seed: bytes) -> TensorHeader:
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(["int32", [2, 3], seed]), type=TensorHeader)
+
+    assert came(SEED).seed == SEED
+    with pytest.raises(msgspec.ValidationError, match="length"):
+        came(bytes(length))
+
+
+def test_a_tensor_without_a_seed_may_leave_it_out() -> None:
+    for fields in (["int32", [2, 3]], ["int32", [2, 3], None]):
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=TensorHeader).seed is None
+
+
+def test_no_text_shows_a_seed() -> None:
+    secret = b"not to be read by all the others"
+    header = Header(session=A, id=1, body=BODIES["apply"], tensors=(integers("int32", 2, 3, seed=secret),))
+    shown = f"{header!r} {header.tensors} {list(header.tensors[0].__rich_repr__())}"
+    assert "not to be read" not in shown
+    assert "(2, 3)" in shown
+    assert "seeded=True" in shown
+
+
+def test_handles_alone_are_counted_not_seeds() -> None:
+    header = Header(session=A, id=1, body=BODIES["apply"], tensors=(integers("int32", 2, 3, seed=SEED),))
+    assert handle_count(header.body) == 3
 
 
 def test_a_sum_over_part_of_its_inputs() -> None:

@@ -4,13 +4,17 @@ import dataclasses
 import re
 from pathlib import Path
 
+import msgspec
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from awfulowl.arithmetic.packing import packed_type
 from awfulowl.limits import DEFAULT, GIB, KIB, MIB
+from awfulowl.randomness import SEED_BYTES, Seeded
 from awfulowl.wire.buffers import ALIGNMENT
 from awfulowl.wire.codec import DTYPES, decode, encode
 from awfulowl.wire.frames import FRAME_HEADER_BYTES, Assembler, frames
-from awfulowl.wire.messages import PROTOCOL, Apply, Body, DeviceBody, OwnerBody, Request, Term, verb
+from awfulowl.wire.messages import PROTOCOL, Apply, Body, DeviceBody, OwnerBody, Request, TensorHeader, Term, verb
 from awfulowl.wire.session import DeviceState, OwnerState, Timing
 from awfulowl.wire.session.line import BEAT_BYTES
 from tests.unit.wire.test_messages import BODIES
@@ -71,7 +75,7 @@ def test_the_places_named_are_where_the_fields_begin() -> None:
     frame = request()
     named = {row[0]: int(row[0], 16) for row in rows("A request, byte by byte")}
     begins = [b"OWF", b"\xc8", frame[32:40], b"OWL", b"\x84\xa7session", b"\xa2id", b"\xa4body", b"\xa6slices"]
-    begins += [b"\xa5terms", b"\xa7tensors", b"\0", b"\0\0\x80?"]
+    begins += [b"\xa5terms", b"\xa5width", b"\xa7tensors", b"\0", b"\0\0\x80?"]
     assert [frame[place : place + len(begin)] for place, begin in zip(named.values(), begins, strict=True)] == begins
 
 
@@ -81,6 +85,39 @@ def test_the_bytes_shown_can_be_read() -> None:
     header, (tensor,) = decode(message, DEFAULT)
     assert header.body == BODY
     assert tensor.tolist() == [[1.0, -2.0]]
+
+
+def test_the_seed_shown_stands_for_the_bytes_and_the_numbers_shown() -> None:
+    entry, stream = re.findall(r"```text\n(.*?)\n```", section("A seed, byte by byte"), re.DOTALL)
+    sent = Seeded(b"k" * 32, torch.int32, (2, 3))
+    header = TensorHeader(dtype="int32", shape=sent.shape, seed=sent.seed)
+    cipher = Cipher(algorithms.AES(sent.seed), modes.ECB()).encryptor()  # noqa: S305 - the definition of counter mode
+    made = b"".join(cipher.update(block.to_bytes(16, "big")) for block in range(2))[:24]
+    for block, data in ((entry, msgspec.msgpack.encode(header)), (stream, made)):
+        assert [line.rstrip() for line in block.splitlines()] == [line.rstrip() for line in dump(data).splitlines()]
+    numbers = [int.from_bytes(made[at : at + 4], "little", signed=True) for at in range(0, 24, 4)]
+    assert ", ".join(map(str, numbers)).replace("-", "−") in section("A seed, byte by byte").replace("\n", " ")
+    assert sent.expand().reshape(-1).tolist() == numbers
+    message = b"".join(encode(b"S" * 16, 1, BODY, [sent], DEFAULT))
+    assert message.endswith(msgspec.msgpack.encode(header))
+
+
+def test_every_width_is_in_the_table_with_its_type_and_shape() -> None:
+    documented = {int(row[0]): (row[1].strip("`"), row[2]) for row in rows("Integers and seeds")}
+    assert documented.pop(0) == ("float32", "as the product")
+    told: dict[int, tuple[str, str]] = {}
+    for width in range(1, 9):
+        dtype, shape = packed_type(width, ())
+        more = f"one more dimension, of {shape[0]}" if shape else "as the product"
+        told[width] = (str(dtype).removeprefix("torch."), more)
+    assert documented == told
+
+
+def test_what_takes_seeds_and_the_length_of_one() -> None:
+    text = " ".join(section("Integers and seeds").split())
+    assert f"a *seed* of {SEED_BYTES} bytes" in text
+    assert [name for name, body in BODIES.items() if body.seeds] == ["apply"]
+    assert "**seeds are refused from devices**, and with every verb but `apply`" in text
 
 
 def test_every_limit_is_in_the_table_with_its_default() -> None:

@@ -184,7 +184,7 @@ def test_late_greetings_of_sessions_that_are_over_open_nothing() -> None:
 @pytest.mark.parametrize(
     ("changed", "error", "said"),
     [
-        ({"protocol": PROTOCOL + 1}, VersionError, "device device-1 speaks version 2"),
+        ({"protocol": PROTOCOL + 1}, VersionError, f"device device-1 speaks version {PROTOCOL + 1}"),
         ({"name": "device-2"}, ProtocolError, "names another device"),
         ({"boot": OTHER}, ProtocolError, "names another device or session"),
     ],
@@ -201,7 +201,10 @@ def test_an_owner_refuses_a_wrong_hello(changed: dict[str, object], error: type[
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"protocol": PROTOCOL + 1}, "the owner speaks version 2"), ({"boot": OTHER}, "another boot of this device")],
+    [
+        ({"protocol": PROTOCOL + 1}, f"the owner speaks version {PROTOCOL + 1}"),
+        ({"boot": OTHER}, "another boot of this device"),
+    ],
 )
 def test_a_device_refuses_a_wrong_hello(changed: dict[str, object], said: str) -> None:
     linked = Linked()

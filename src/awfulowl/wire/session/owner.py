@@ -8,7 +8,7 @@ from torch import Tensor
 
 from awfulowl.errors import GoneError, InputError, LimitError, ProtocolError
 from awfulowl.limits import Limits
-from awfulowl.randomness import Entropy
+from awfulowl.randomness import Entropy, Seeded
 from awfulowl.wire.codec import Buffer, encode
 from awfulowl.wire.messages import (
     PROTOCOL,
@@ -128,7 +128,7 @@ class OwnerSession:
     def request(
         self,
         body: Request,
-        tensors: Sequence[Tensor],
+        tensors: Sequence[Tensor | Seeded],
         now: float,
         *,
         deadline: float,
