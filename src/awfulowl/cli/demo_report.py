@@ -11,7 +11,8 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from awfulowl.cli import tables
+from awfulowl.cli import comparison, tables
+from awfulowl.cli.comparison import Mode
 from awfulowl.cli.figures import count, counted, percent, size
 from awfulowl.owner.ledger import Event
 from awfulowl.placement.exposure import Exposure
@@ -30,6 +31,8 @@ DEFINITIONS: Final = {
     "out already and got old inputs only, so as not to notice",
     "lies_caught": "answers of single devices, whichever, that the owner's check rejected",
     "bytes_per_sample": "measured while serving, both ways, with headers, heartbeats and repetitions",
+    "modes": "the test set once in each, before anything happened; every device plays a party of its own, all of them "
+    "share this machine's cores, and times are of one pass",
     "blocks_per_device": "with replicas, before anything happened; so are blocks, shares and layers",
     "outsourced_flop_share": "of the operations in products; biases, activation functions and checks not counted",
 }
@@ -74,6 +77,7 @@ class Demonstration(msgspec.Struct, frozen=True, kw_only=True):
     blocks_per_device: dict[str, int]
     layers: tuple[PanelSummary, ...]
     exposure: Exposure
+    modes: tuple[Mode, ...]
     happenings: tuple[Happening, ...]
     statistics: dict[str, int]
     notes: tuple[str, ...]
@@ -89,6 +93,7 @@ class Demonstration(msgspec.Struct, frozen=True, kw_only=True):
             (self.requests_lost > 0, f"{counted(self.requests_lost, 'request')} lost"),
             (self.requests_wrong > 0, f"{counted(self.requests_wrong, 'request')} wrong"),
             (self.lies_told == 0, f"{self.liar} was never asked, so it could not lie"),
+            (any(mode.equal_to_twin is False for mode in self.modes), "an exact answer is not that of the local twin"),
             (self.lies_caught != self.lies_told, f"{self.lies_told} lies told, but {self.lies_caught} caught"),
         )
         return tuple(text for failed, text in checks if failed)
@@ -116,6 +121,7 @@ def show(found: Demonstration, console: Console) -> None:
     tables.show(console, "What came out", tables.pairs(_results(found)))
     console.print()
     tables.exposure(console, found.exposure)
+    comparison.show(found.modes, console)
     tables.bullets(console, "What the owner noticed", [_sentence(one) for one in found.happenings])
     tables.bullets(console, "Notes of the plan", found.notes)
     tables.bullets(console, "ALARM", found.exposure.alarms, style="bold red")

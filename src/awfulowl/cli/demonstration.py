@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from awfulowl.cli import comparison
 from awfulowl.cli.agreement import tolerance, wrong_rows
 from awfulowl.cli.demo_report import Demonstration, happenings, versions
 from awfulowl.cli.model_costs import costs
@@ -105,6 +106,7 @@ def demonstrate(devices: int, seed: int, stages: Stages, started: float) -> Demo
     with stages.stage(f"starting a broker and {devices} device processes"):
         fleet = local_fleet(devices, policy=Policy(cover_s=_COVER_S))
     with fleet:
+        modes = comparison.compare(fleet, model, data.test, BATCH, stages)
         made = plan(model, data.test.inputs[:1], devices=fleet)
         with stages.stage("loading all blocks onto the devices", 1.0) as advance:
             scattered = fleet.scatter(model, made, progress=lambda done, total: advance(done / total))
@@ -142,6 +144,7 @@ def demonstrate(devices: int, seed: int, stages: Stages, started: float) -> Demo
         blocks_per_device={device.name: device.blocks for device in planned.plan.devices},
         layers=planned.plan.panels,
         exposure=expose(after),
+        modes=modes,
         happenings=events,
         statistics=served.counts,
         notes=made.notes,

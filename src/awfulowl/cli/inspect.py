@@ -1,7 +1,20 @@
 """`owl inspect`: what of a model can be scattered, what that costs, and what devices would see."""
 
 from awfulowl.cli import json_output
-from awfulowl.cli.options import Block, Devices, Json, Keep, Model, PlanSeed, names, parse_block, parse_devices
+from awfulowl.cli.options import (
+    Arithmetic,
+    Block,
+    Budget,
+    Devices,
+    Json,
+    Keep,
+    Model,
+    PlanSeed,
+    Sharing,
+    names,
+    parse_block,
+    parse_devices,
+)
 from awfulowl.cli.terminal import Stages, report
 
 
@@ -11,6 +24,9 @@ def inspect(
     devices: Devices = "8",
     block: Block = "auto",
     keep: Keep = None,
+    arithmetic: Arithmetic = "float32",
+    sharing: Sharing = None,
+    error_budget: Budget = 0.01,
     seed: PlanSeed = None,
     json: Json = None,
 ) -> None:
@@ -20,7 +36,13 @@ def inspect(
     from awfulowl.placement.options import Options
 
     json_output.check_target(json)
-    options = Options(block=parse_block(block), keep=names(keep))
+    options = Options(
+        block=parse_block(block),
+        keep=names(keep),
+        arithmetic=arithmetic,
+        sharing=sharing,
+        error_budget=error_budget,
+    )
     with Stages() as stages:
         made = make(model, parse_devices(devices), options, stages, seed=seed)
     json_output.write(made.report, json)

@@ -16,7 +16,11 @@ MODELS: Final = ("digits", "mlp", "transformer", "vgg16")
 
 
 def _complete_model(incomplete: str) -> list[str]:
-    return [name for name in MODELS if name.startswith(incomplete)]
+    return _beginning(MODELS, incomplete)
+
+
+def _beginning(words: Sequence[str], incomplete: str) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]
 
 
 _MODEL_HELP: Final = (
@@ -39,6 +43,27 @@ Devices = Annotated[
 Block = Annotated[str, typer.Option(metavar="auto|N|RxC", help="Rows and columns of a block.")]
 Replicas = Annotated[
     int | None, typer.Option(min=1, help="Devices that hold each block; by default 2, or 1 on fewer than 4 devices.")
+]
+Arithmetic = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="float32, or exact integers: int8 (fast), int16 (near lossless), auto (by each layer's error).",
+        autocompletion=lambda incomplete: _beginning(("float32", "int8", "int16", "auto"), incomplete),
+    ),
+]
+Sharing = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Of integers: inputs:2 (to inputs:8), inputs split among domains that hold the weights; replicated, "
+        "inputs and weights split among three. Name domains with --devices d1@alice,d2@bob.",
+        autocompletion=lambda incomplete: _beginning(("inputs:2", "inputs:3", "replicated"), incomplete),
+        show_default=False,
+    ),
+]
+Budget = Annotated[
+    float, typer.Option(help="With --arithmetic auto: a layer's largest error in int8, over its product.")
 ]
 Keep = Annotated[
     list[str] | None,

@@ -7,7 +7,9 @@ import typer
 
 from awfulowl.cli import json_output, settings
 from awfulowl.cli.options import (
+    Arithmetic,
     Block,
+    Budget,
     Devices,
     Json,
     Keep,
@@ -15,6 +17,7 @@ from awfulowl.cli.options import (
     OptionalModel,
     PlanSeed,
     Replicas,
+    Sharing,
     names,
     parse_block,
     parse_devices,
@@ -46,6 +49,9 @@ def plan(
     shape: _Shape = "columns",
     keep: Keep = None,
     strict: _Strict = False,
+    arithmetic: Arithmetic = "float32",
+    sharing: Sharing = None,
+    error_budget: Budget = 0.01,
     seed: PlanSeed = None,
     output: _Output = None,
     show: _Show = None,
@@ -73,6 +79,9 @@ def plan(
         shape=shape,
         strict=strict,
         keep=names(keep),
+        arithmetic=arithmetic,
+        sharing=sharing,
+        error_budget=error_budget,
     )
     with Stages() as stages:
         made = planning.make(model, parse_devices(devices), options, stages, seed=seed)

@@ -1,12 +1,14 @@
 """What may be said of a plan: shares, traffic, exceptions, exposure; never a position."""
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from awfulowl.arithmetic.numbers import FLOAT32
 from awfulowl.cli import tables
 from awfulowl.cli.figures import count, counted, percent, short, size
 from awfulowl.cli.model_costs import Costs
@@ -70,12 +72,18 @@ def show(report: PlanReport, console: Console) -> None:
     )
     console.print()
     tables.devices(console, report.plan.devices)
-    tables.exposure(console, report.exposure)
+    tables.exposure(console, report.exposure, shared=report.plan.sharing is not None)
     tables.bullets(console, "Kept at the owner", _by_reason(report.plan.kept))
     tables.bullets(console, "Exceptions to the rules", report.exceptions)
     tables.bullets(console, "Notes", report.plan.notes)
     tables.bullets(console, "ALARM", report.exposure.alarms, style="bold red")
-    console.print(Text("Positions alone protect nothing: see docs/threat-model.md."), soft_wrap=True)
+    console.print(Text(_MORAL[report.plan.sharing is not None]), soft_wrap=True)
+
+
+_MORAL: Final = {
+    False: "Positions alone protect nothing: see docs/threat-model.md.",
+    True: "Shares protect from whoever has too few of them, and from nobody else: see docs/threat-model.md.",
+}
 
 
 def _totals(report: PlanReport) -> Table:
@@ -88,6 +96,8 @@ def _totals(report: PlanReport) -> Table:
             ("", percent(report.outsourced_flop_share)),
             ("blocks", f"{count(report.blocks)}, each on {counted(rules.replicas, 'device')}"),
             ("traffic a sample", size(report.bytes_per_sample)),
+            ("arithmetic", report.plan.arithmetic),
+            ("shared", "nothing" if report.plan.sharing is None else report.plan.sharing),
             ("a device may see", f"{percent(rules.share)} of a layer's input slices"),
             ("a domain may see", percent(rules.domain_share)),
         ],
@@ -95,9 +105,10 @@ def _totals(report: PlanReport) -> Table:
 
 
 def _layers(panels: Sequence[PanelSummary]) -> Table:
+    exact = any(panel.arithmetic != FLOAT32 for panel in panels)
     table = tables.grid(
         "layer",
-        ("grid", "blocks", "weights", "ops", "devices", "traffic"),
+        ("grid", "blocks", "weights", "ops", "devices", "traffic", *(("numbers", "error") if exact else ())),
     )
     for panel in panels:
         table.add_row(
@@ -108,8 +119,13 @@ def _layers(panels: Sequence[PanelSummary]) -> Table:
             short(panel.flops),
             count(panel.devices),
             size(panel.bytes_to_devices + panel.bytes_from_devices),
+            *((panel.arithmetic, _error(panel.error)) if exact else ()),
         )
     return table
+
+
+def _error(error: float | None) -> str:
+    return "-" if error is None else f"{100 * error:.2g} %"
 
 
 def _by_reason(kept: Iterable[tuple[str, str]]) -> list[str]:

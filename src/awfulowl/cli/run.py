@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from awfulowl.cli import json_output, settings
-from awfulowl.cli.options import Block, Identity, Json, Key, Model, parse_block
+from awfulowl.cli.options import Arithmetic, Block, Identity, Json, Key, Model, Sharing, parse_block
 from awfulowl.cli.terminal import Stages, report, warn
 from awfulowl.placement.options import Options
 
@@ -34,6 +34,8 @@ def run(
     plan: _Plan = None,
     key: Key = None,
     block: Block = "auto",
+    arithmetic: Arithmetic = "float32",
+    sharing: Sharing = None,
     batches: _Batches = 10,
     batch: _Batch = 8,
     plain: _Plain = False,
@@ -50,7 +52,7 @@ def run(
         url=url,
         identity=identity,
         devices=tuple(device),
-        options=Options(block=parse_block(block)),
+        options=Options(block=parse_block(block), arithmetic=arithmetic, sharing=sharing),
         plan=plan,
         key=settings.key_file(key),
         batches=batches,

@@ -63,18 +63,22 @@ def member_lines(name: str) -> Text:
     return Text(name.replace("+", "\n"))
 
 
-def exposure(console: Console, found: Exposure) -> None:
-    """Print what coalitions have seen of each layer's input slices, now and after churn."""
+def exposure(console: Console, found: Exposure, *, shared: bool = False) -> None:
+    """Print what coalitions have of each layer, now and later: slices seen, and of shared layers weights held."""
     heads = [f"{100 * one.share:.0f} %: {one.members} of {one.of}" for one in found.model]
-    table = grid("layer", (*heads, "least", "most"))
+    table = grid("layer", heads if shared else (*heads, "least", "most"))
     for panel in found.panels:
-        extremes = (f"{100 * panel.least:.1f}", f"{100 * panel.most:.1f}")
-        table.add_row(member_lines(panel.name), *map(_seen, panel.coalitions), *extremes)
-    table.add_row("all layers", *map(_seen, found.model), style="bold")
-    title = f"Expected % of input slices seen by coalitions of {found.units}, now -> after each was replaced"
-    show(console, f"{title} {'once' if found.churn == 1 else f'{found.churn} times'}; by single devices", table)
+        extremes = () if shared else (f"{100 * panel.least:.1f}", f"{100 * panel.most:.1f}")
+        table.add_row(member_lines(panel.name), *(_had(one, shared) for one in panel.coalitions), *extremes)
+    table.add_row("all layers", *(_had(one, shared) for one in found.model), style="bold")
+    what = "inputs seen, and below weights held," if shared else "input slices seen"
+    title = f"Expected % of {what} by coalitions of {found.units}, now -> after each was replaced"
+    times = "once" if found.churn == 1 else f"{found.churn} times"
+    show(console, f"{title} {times}{'' if shared else '; by single devices'}", table)
     console.print()
 
 
-def _seen(coalition: Coalition) -> str:
-    return f"{100 * coalition.seen:.1f} -> {100 * coalition.projected:.1f}"
+def _had(coalition: Coalition, shared: bool) -> str:
+    seen = f"{100 * coalition.seen:.1f} -> {100 * coalition.projected:.1f}"
+    held = f"{100 * coalition.held:.1f} -> {100 * coalition.held_projected:.1f}"
+    return f"{seen}\n{held}" if shared else seen

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from awfulowl.arithmetic.numbers import FLOAT32
 from awfulowl.cli import planning, tables
 from awfulowl.cli.figures import count, size
 from awfulowl.cli.terminal import Stages
@@ -54,6 +55,8 @@ class Trial(msgspec.Struct, frozen=True):
     bytes_per_sample: float
     statistics: dict[str, int]
     notes: tuple[str, ...]
+    equal_to_twin: bool | None = None
+    """Whether the last answer was that of the local twin, bit for bit; None in float32, which has none."""
 
 
 def run(request: Request, stages: Stages) -> Trial:
@@ -103,11 +106,14 @@ def _compare(
 ) -> Trial:
     local, scattered = models
     before = fleet.statistics
+    exact = plan.arithmetic != FLOAT32
     with torch.inference_mode():
         with stages.stage("calling the model on the fleet", request.batches) as advance:
             theirs, seconds_scattered = _timed(scattered, inputs, request.batches, advance)
         with stages.stage("calling the model here", request.batches) as advance:
             ours, seconds_local = _timed(local, inputs, request.batches, advance)
+        twins = tensors(call_with(plan.twin(local), inputs)) if exact else ()
+        equal = all(map(torch.equal, tensors(theirs), twins)) if exact else None
     statistics = {name: number - before[name] for name, number in fleet.statistics.items()}
     pairs = list(zip(tensors(ours), tensors(theirs), strict=True))
     samples = samples_in(inputs)
@@ -123,6 +129,7 @@ def _compare(
         bytes_per_sample=(statistics["bytes_sent"] + statistics["bytes_received"]) / (samples * request.batches),
         statistics=statistics,
         notes=plan.notes,
+        equal_to_twin=equal,
     )
 
 
@@ -163,6 +170,12 @@ def _largest(x: Tensor) -> float:
     return float(x.abs().max()) if x.numel() else 0.0
 
 
+def _twin(trial: Trial) -> list[tuple[str, str]]:
+    if trial.equal_to_twin is None:
+        return []
+    return [("the same integers here", "equal, bit for bit" if trial.equal_to_twin else "NOT EQUAL")]
+
+
 def show(trial: Trial, console: Console) -> None:
     """Print what was found."""
     counted = trial.statistics
@@ -173,6 +186,7 @@ def show(trial: Trial, console: Console) -> None:
             [
                 ("calls", f"{count(trial.calls)} of {count(trial.samples_per_call)} samples"),
                 ("largest difference", f"{trial.max_abs_diff:.2e} (outputs up to {trial.max_abs_output:.2e})"),
+                *_twin(trial),
                 ("a call here", f"{1000 * trial.seconds_local:.1f} ms"),
                 ("a call on the fleet", f"{1000 * trial.seconds_scattered:.1f} ms"),
                 ("traffic a sample", size(trial.bytes_per_sample)),

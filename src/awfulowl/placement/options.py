@@ -4,9 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from awfulowl.arithmetic.numbers import FLOAT32, integers
 from awfulowl.errors import InputError
-from awfulowl.veil.shares import sharing_of
 
 AUTO: Final = "auto"
 Shape = Literal["columns", "rows", "rectangles", "scattered"]
@@ -41,7 +39,7 @@ class Options:
     separate_neighbours: bool = False
     """No domain serves two layers that follow each other."""
 
-    arithmetic: str = FLOAT32
+    arithmetic: str = "float32"
     """float32, int8, int16, or auto: for each layer the narrowest integers whose error is within `error_budget`."""
 
     error_budget: float = 0.01
@@ -54,6 +52,10 @@ class Options:
     """Modules or products that stay at the owner, by path; a path keeps everything below it."""
 
     def __post_init__(self) -> None:
+        # These wait for PyTorch, and command lines are completed by what this module says.
+        from awfulowl.arithmetic.numbers import FLOAT32, integers  # noqa: PLC0415
+        from awfulowl.veil.shares import sharing_of  # noqa: PLC0415
+
         sides = (self.block,) if isinstance(self.block, int) else self.block
         if sides != "auto" and min(sides) < 1:
             raise InputError(f"block {self.block!r}: a block has at least one row and one column")

@@ -12,10 +12,15 @@ from hypothesis import strategies as st
 
 from awfulowl.errors import InputError
 from awfulowl.placement.assignment import Assignment
-from awfulowl.placement.exposure import Exposure, expose, seen_by_coalition
+from awfulowl.placement.exposure import Exposure, expose, learnt_by_coalition
 from awfulowl.placement.plan import Plan
 from awfulowl.randomness import Entropy
 from tests.unit.placement.fleets import chain, dense, fleet, plan, small_plan, some
+
+
+def seen_by_coalition(holders: list[int], units: int, members: int) -> float:
+    """Without a sharing: one lane, of which one is enough."""
+    return learnt_by_coalition([(held,) for held in holders], units, members, 1)
 
 
 def seen_by(history: list[set[int]], columns: int, members: tuple[int, ...]) -> float:
