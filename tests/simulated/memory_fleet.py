@@ -1,7 +1,7 @@
 """A fleet in this process: the real owner and the real devices, over the memory fabric."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from awfulowl.device.worker import Offer, Worker
@@ -24,7 +24,7 @@ class MemoryFleet(Fleet):
 
 
 @contextmanager
-def memory_fleet(devices: int = 3, policy: Policy | None = None) -> Iterator[MemoryFleet]:
+def memory_fleet(devices: int | Mapping[str, str] = 3, policy: Policy | None = None) -> Iterator[MemoryFleet]:
     """Open a fleet of devices d1, d2, ... in this process."""
     loop = LoopThread("awfulowl-test")
     fabric = MemoryFabric()

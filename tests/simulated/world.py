@@ -12,6 +12,9 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from awfulowl.arithmetic.local import LocalProduct
+from awfulowl.arithmetic.numbers import integers
+from awfulowl.blocks.kernels import Dense
 from awfulowl.device.worker import Offer, Worker
 from awfulowl.errors import AwfulOwlError
 from awfulowl.fabric.base import Fabric
@@ -63,7 +66,7 @@ class World:
 
     def __init__(
         self,
-        devices: int | Sequence[str] = 4,
+        devices: int | Sequence[str] | Mapping[str, str] = 4,
         *,
         weights: Mapping[str, Tensor] | None = None,
         options: Options | None = None,
@@ -77,8 +80,15 @@ class World:
         self.generator = generator
         self.fabric = MemoryFabric()
         self.engine = Engine(wrap(self.fabric), policy or Policy(), entropy=Entropy(seed))
-        layers = [Layer(name, tuple(weight.shape)) for name, weight in self.weights.items()]
-        self.plan = make_plan(layers, self.devices, options or Options(block=8), Entropy(seed))
+        options = options or Options(block=8)
+        layers = [
+            Layer(name, tuple(weight.shape), arithmetic=options.arithmetic) for name, weight in self.weights.items()
+        ]
+        self.plan = make_plan(layers, self.devices, options, Entropy(seed))
+        numbers = integers(options.arithmetic)
+        self.twins = {
+            name: LocalProduct([weight], Dense(), 1, numbers) for name, weight in self.weights.items() if numbers
+        }
         self.deployment = Deployment(self.engine, self.plan, {name: (weight,) for name, weight in self.weights.items()})
         self.workers: dict[str, Worker] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -127,5 +137,8 @@ class World:
         return await Product(self.deployment, number, rows).multiply(x)
 
     def expect(self, y: Tensor, x: Tensor, layer: str = "layer") -> None:
-        """Require that y is W x, up to the rounding of sums of 64 float32 products."""
+        """Require that y is W x: bit for bit in exact integers, else up to the rounding of sums of 64 products."""
+        if self.twins:
+            assert torch.equal(y, self.twins[layer](x))
+            return
         torch.testing.assert_close(y, x @ self.weights[layer].T, rtol=1e-4, atol=1e-4)

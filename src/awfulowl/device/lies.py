@@ -72,11 +72,14 @@ def falsify(y: Tensor, kind: Kind, size: float | None, generator: torch.Generato
     """Return a false answer in place of y (batch, outputs, *space).
 
     Args:
-        y: the right answer.
+        y: the right answer; of integers, the error is rounded away from zero and wraps around.
         kind: of the error E.
         size: |E| / |y| of each sample; None leaves the error as large as the kind makes it.
         generator: of the error.
     """
+    if not y.is_floating_point():
+        error = falsify(y.double(), kind, size, generator) - y.double()
+        return (y.to(torch.int64) + (error.sign() * error.abs().ceil()).to(torch.int64)).to(y.dtype)
     error = _LIES[kind](y, generator)
     if size is not None:
         flat, right = error.flatten(1), y.flatten(1)

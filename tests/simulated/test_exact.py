@@ -1,0 +1,424 @@
+"""Exact integers through the whole system: scattered equals the local twin, bit for bit, whatever happens."""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import awfulowl as owl
+from awfulowl.arithmetic.products import BACKENDS, Backend
+from awfulowl.device.lies import KINDS, Kind, Liar
+from awfulowl.errors import InputError, LocalError, RuleError, UnavailableError
+from awfulowl.owner.peer import Standing
+from awfulowl.placement.options import Options
+from awfulowl.placement.survey import call_with
+from awfulowl.veil.base import SharedInputs
+from awfulowl.veil.shares import sharing_of
+from tests.contract.adapters.cases import CASES, Case
+from tests.simulated.memory_fleet import MemoryFleet, memory_fleet
+from tests.simulated.world import World, simulate
+
+PARTIES = {f"d{number}": "abc"[number % 3] for number in range(1, 7)}
+MODES = [
+    (arithmetic, sharing)
+    for arithmetic in ("int8", "int16")
+    for sharing in (None, "inputs:2", "inputs:3", "replicated")
+]
+each_mode = pytest.mark.parametrize(("arithmetic", "sharing"), MODES)
+some = settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+few = settings(some, max_examples=4)
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[MemoryFleet]:
+    with memory_fleet(PARTIES) as opened:
+        yield opened
+
+
+def flat(answer: object) -> list[Tensor]:
+    if isinstance(answer, Tensor):
+        return [answer]
+    return [part for one in answer for part in flat(one)] if isinstance(answer, tuple) else []
+
+
+def require_equal(one: object, other: object) -> None:
+    ours, theirs = flat(one), flat(other)
+    assert len(ours) == len(theirs) > 0
+    assert all(map(torch.equal, ours, theirs))
+
+
+def equals_twin(fleet: MemoryFleet, model: nn.Module, example: object, **options: Any) -> None:
+    model.eval()
+    plan = owl.plan(model, example, devices=PARTIES, **options)
+    scattered = fleet.scatter(model, plan)
+    before = fleet.statistics
+    try:
+        with torch.no_grad():
+            require_equal(call_with(scattered, example), call_with(plan.twin(model), example))
+        after = fleet.statistics
+        assert after["requests"] > before["requests"], "nothing was asked of the fleet"
+        assert after["checks"] > before["checks"]
+        assert after["checks_failed"] == before["checks_failed"]
+        assert after["kept"] == before["kept"]
+    finally:
+        fleet.release(scattered)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@given(data=st.data())
+@some
+def test_every_adapter_equals_its_twin(fleet: MemoryFleet, case: Case, data: st.DataObject) -> None:
+    example = data.draw(case.examples)
+    if any(x.numel() == 0 for x in example.args) or example.kwargs:
+        return  # PyTorch's own module would not take them by position
+    arithmetic, sharing = data.draw(st.sampled_from(MODES))
+    block = data.draw(st.integers(1, 12))
+    equals_twin(fleet, example.module, example.args, arithmetic=arithmetic, sharing=sharing, block=block)
+
+
+@each_mode
+@given(data=st.data())
+@few
+def test_networks_of_random_shapes(fleet: MemoryFleet, arithmetic: str, sharing: str, data: st.DataObject) -> None:
+    channels, width, batch = (data.draw(st.integers(1, 9)) for _ in range(3))
+    model = nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, stride=data.draw(st.integers(1, 2))),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * width, 7),
+    )
+    equals_twin(
+        fleet,
+        model,
+        torch.randn(batch, channels, 6, 5),
+        arithmetic=arithmetic,
+        sharing=sharing,
+        block=data.draw(st.integers(1, 9)),
+        replicas=data.draw(st.integers(1, 2)),
+    )
+
+
+@each_mode
+def test_an_encoder_does_not_slip_past_by_its_fused_path(fleet: MemoryFleet, arithmetic: str, sharing: str) -> None:
+    model = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+    equals_twin(fleet, model, torch.randn(3, 5, 16), arithmetic=arithmetic, sharing=sharing, block=8)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("backend", BACKENDS, ids=[backend.name for backend in BACKENDS])
+def test_every_backend_and_number_of_threads_gives_the_same_bits(
+    backend: Backend, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Linear(130, 70), nn.GELU(), nn.Linear(70, 5)).eval()
+    x = torch.randn(33, 130)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        expected = owl.plan(model, devices=1, arithmetic="int8").twin(model)(x).detach()
+        monkeypatch.setattr("awfulowl.device.store.fastest", lambda _="cpu": backend)
+        with memory_fleet(PARTIES) as opened, torch.no_grad():
+            for sharing in (None, "inputs:2", "replicated"):
+                plan = owl.plan(model, x, devices=PARTIES, arithmetic="int8", sharing=sharing)
+                assert torch.equal(opened.scatter(model, plan)(x), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@each_mode
+def test_gather_returns_what_devices_hold(fleet: MemoryFleet, arithmetic: str, sharing: str) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(6 * 9, 5)).eval()
+    plan = owl.plan(model, torch.randn(1, 4, 5, 5), devices=PARTIES, block=4, arithmetic=arithmetic, sharing=sharing)
+    scattered = fleet.scatter(model, plan)
+    state = fleet.gather(scattered)
+    fleet.release(scattered)
+    largest = {"int8": 127, "int16": 32639}[arithmetic]
+    for name, weight in model.state_dict().items():
+        if weight.dim() > 1:
+            most = weight.flatten(1).abs().amax(1)
+            step = most / largest
+            off = (state[name] - weight).flatten(1).abs().amax(1)
+            assert bool((off <= step / 2 + 2**-22 * most).all())  # rounded once to integers, twice in float32
+            assert len(state[name][0].div(step[0]).round().unique()) > 1
+        else:
+            assert torch.equal(state[name], weight)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_inputs_that_are_not_finite_are_refused_by_name(fleet: MemoryFleet, value: float) -> None:
+    model = nn.Sequential(nn.Linear(12, 4))
+    scattered = fleet.scatter(model, owl.plan(model, devices=PARTIES, block=4, arithmetic="int8", sharing="inputs:2"))
+    x = torch.randn(3, 12)
+    x[1, 7] = value
+    with torch.no_grad(), pytest.raises(InputError, match=r"0: the inputs are not finite"):
+        scattered(x)
+    fleet.release(scattered)
+
+
+@each_mode
+def test_zeros_and_outliers_are_right(fleet: MemoryFleet, arithmetic: str, sharing: str) -> None:
+    model = nn.Linear(20, 6)
+    x = torch.randn(6, 20)
+    x[0] = 0
+    x[1, 3] = 1e6
+    x[2] = 1e-42
+    x[3] = 3e38
+    x[4, 1:] = 0
+    equals_twin(fleet, model, x, arithmetic=arithmetic, sharing=sharing, block=6)
+
+
+def test_an_empty_batch_has_an_empty_answer(fleet: MemoryFleet) -> None:
+    model = nn.Linear(20, 6)
+    scattered = fleet.scatter(model, owl.plan(model, devices=PARTIES, arithmetic="int8"))
+    with torch.no_grad():
+        assert scattered(torch.empty(0, 20)).shape == (0, 6)
+    fleet.release(scattered)
+
+
+def test_too_few_domains_are_refused_with_a_way_out() -> None:
+    with pytest.raises(RuleError, match=r"'one share'.*needs 3 domains.*d1@alice"):
+        owl.plan(nn.Linear(4, 4), devices={"d1": "a", "d2": "b"}, arithmetic="int8", sharing="replicated")
+    with pytest.raises(RuleError, match="'one share'"):
+        owl.plan(nn.Linear(4, 4), devices=8, arithmetic="int8", sharing="inputs:2")
+
+
+def test_large_batches_travel_in_parts_of_their_own_shares() -> None:
+    async def main() -> None:
+        options = Options(block=8, arithmetic="int8", sharing="inputs:2", replicas=1)
+        async with World({"d1": "a", "d2": "b"}, options=options) as world:
+            world.engine.policy = type(world.engine.policy)(part_bytes=64 * 4 * 10)
+            x = world.inputs(95)
+            world.expect(await world.multiply(x), x)
+            assert world.engine.ledger.parts == 10
+
+    simulate(main())
+
+
+# Failures
+
+
+def options_of(arithmetic: str, sharing: str | None) -> Options:
+    return Options(block=8, arithmetic=arithmetic, sharing=sharing, replicas=1, share=1.0, domain_share=1.0)
+
+
+LARGE: Mapping[str, str] = {f"d{number}": f"party{number}" for number in range(1, 8)}
+
+
+def lanes_of(world: World) -> dict[tuple[str, int], set[int]]:
+    """The lanes that each domain ever had of each column."""
+    (panel,) = world.plan.panels
+    columns = len(panel.grid.columns)
+    ledger = world.deployment.assignment.plan().ledger
+    lanes: dict[tuple[str, int], set[int]] = {}
+    for domain, units in ledger.domains[0].items():
+        for unit in units:
+            lanes.setdefault((domain, unit % columns), set()).add(unit // columns)
+    return lanes
+
+
+@each_mode
+def test_killed_devices_cost_no_request_and_no_domain_gets_a_second_share(arithmetic: str, sharing: str) -> None:
+    async def main() -> None:
+        async with World(LARGE, options=options_of(arithmetic, sharing)) as world:
+            for name in ("d2", "d5", "d2", "d7"):
+                if name in world.running:
+                    await world.kill(name)
+                else:
+                    world.start(name)
+                for _ in range(3):
+                    x = world.inputs(5)
+                    world.expect(await world.multiply(x), x)
+                    await asyncio.sleep(2)
+            assert world.engine.ledger.requests_lost == 0
+            assert all(len(lanes) == 1 for lanes in lanes_of(world).values())
+
+    simulate(main())
+
+
+@each_mode
+@pytest.mark.parametrize("kind", KINDS)
+def test_liars_are_caught_and_no_answer_is_wrong(arithmetic: str, sharing: str, kind: Kind) -> None:
+    async def main() -> None:
+        async with World(LARGE, options=options_of(arithmetic, sharing)) as world:
+            liar = world.workers["d3"].tamper = Liar(kind, 1e-6)
+            for _ in range(4):
+                x = world.inputs(6)
+                world.expect(await world.multiply(x), x)
+            assert liar.told > 0
+            assert world.engine.peers["d3"].standing is Standing.QUARANTINED
+            assert [name for name, peer in world.engine.peers.items() if not peer.alive] == ["d3"]
+            assert all(len(lanes) == 1 for lanes in lanes_of(world).values())
+
+    simulate(main())
+
+
+@each_mode
+@pytest.mark.parametrize("bit", [0, 7, 8, 15])
+def test_a_single_flipped_bit_is_a_lie(arithmetic: str, sharing: str, bit: int) -> None:
+    def flip(_: int, answers: list[Tensor]) -> list[Tensor]:
+        false = [answer.clone() for answer in answers]
+        raw = false[0].view(torch.uint8).reshape(-1)
+        raw[bit // 8] ^= 1 << bit % 8
+        return false
+
+    async def main() -> None:
+        async with World(LARGE, options=options_of(arithmetic, sharing)) as world:
+            world.workers["d3"].tamper = flip
+            x = world.inputs(6)
+            world.expect(await world.multiply(x), x)
+            assert world.engine.peers["d3"].standing is Standing.QUARANTINED
+
+    simulate(main())
+
+
+def test_liars_that_cancel_each_other_out_do_no_harm() -> None:
+    """Two devices add and subtract the same: the sum is right, so it is used, and nobody is accused."""
+
+    def add(step: int) -> Any:
+        return lambda _, answers: [answer + step for answer in answers]
+
+    async def main() -> None:
+        options = options_of("int8", "inputs:2")
+        async with World({"d1": "a", "d2": "b"}, options=options) as world:
+            world.workers["d1"].tamper, world.workers["d2"].tamper = add(1), add(-1)
+            x = world.inputs(6)
+            world.expect(await world.multiply(x), x)
+            assert world.engine.ledger.lies_caught == 0
+
+    simulate(main())
+
+
+def test_when_every_domain_lies_the_request_fails() -> None:
+    async def main() -> None:
+        async with World(LARGE, options=options_of("int8", "replicated")) as world:
+            for worker in world.workers.values():
+                worker.tamper = Liar("random", 0.1)
+            with pytest.raises(UnavailableError):
+                await world.multiply(world.inputs(2))
+
+    simulate(main())
+
+
+def test_when_no_third_domain_is_left_the_owner_multiplies_the_same_integers() -> None:
+    async def main() -> None:
+        parties = {"d1": "a", "d2": "b", "d3": "c"}
+        async with World(parties, options=options_of("int8", "replicated")) as world:
+            await world.kill("d2")
+            x = world.inputs(3)
+            world.expect(await world.multiply(x), x)
+            assert world.engine.ledger.kept == 1
+
+    simulate(main())
+
+
+def test_a_second_share_for_a_domain_is_refused_whoever_planned_it() -> None:
+    """The placement is made to give both lanes to one domain: the guard of the sharing stops it at the last door."""
+
+    async def main() -> None:
+        async with World({"d1": "a", "d2": "b"}, options=options_of("int8", "inputs:2")) as world:
+            world.deployment.domain = lambda device: "a"  # type: ignore[method-assign]
+            received: list[int] = []
+            for worker in world.workers.values():
+                worker.tamper = lambda id_, answers: received.append(id_) or answers  # type: ignore[func-returns-value]
+            with pytest.raises(LocalError, match="'a' would get two shares"):
+                await world.multiply(world.inputs(2))
+            assert len(received) <= 1
+
+    simulate(main())
+
+
+def test_a_planted_second_lane_is_refused_by_the_rules() -> None:
+    async def main() -> None:
+        async with World(LARGE, options=options_of("int8", "inputs:2")) as world:
+            (panel,) = world.plan.panels
+            first = panel.cells[0]
+            other = next(
+                index for index, cell in enumerate(panel.cells) if (cell.column, cell.lane) == (first.column, 1)
+            )
+            with pytest.raises(RuleError, match="'one share'"):
+                world.deployment.assignment.assign(0, other, first.holders[0])
+
+    simulate(main())
+
+
+def test_every_request_draws_its_shares_afresh() -> None:
+    seen: list[Tensor] = []
+
+    async def main() -> None:
+        options = options_of("int8", "inputs:2")
+        async with World({"d1": "a", "d2": "b"}, options=options) as world:
+            for worker in world.workers.values():
+                apply = worker._store.apply
+
+                def noting(request: Any, x: Tensor, apply: Any = apply) -> Any:
+                    seen.append(x.clone())
+                    return apply(request, x)
+
+                worker._store.apply = noting  # type: ignore[method-assign]
+            x = world.inputs(4)
+            await world.multiply(x)
+            await world.multiply(x)
+
+    simulate(main())
+    assert len(seen) == 4
+    assert all(float((one == other).float().mean()) < 0.05 for one in seen for other in seen if one is not other)
+
+
+def test_a_quarantined_device_gets_no_new_share_of_an_old_input() -> None:
+    """Cover traffic repeats what the device had: a fresh share of the same input would be a second one."""
+
+    async def main() -> None:
+        async with World(LARGE, options=options_of("int8", "inputs:2")) as world:
+            got: list[Tensor] = []
+            worker = world.workers["d3"]
+            apply = worker._store.apply
+
+            def noting(request: Any, x: Tensor) -> Any:
+                got.append(x.clone())
+                return apply(request, x)
+
+            worker._store.apply = noting  # type: ignore[method-assign]
+            worker.tamper = Liar("random", 0.1)
+            await world.multiply(world.inputs(4))
+            count = len(got)
+            await asyncio.sleep(10)
+            assert len(got) > count
+            assert all(torch.equal(one, got[count - 1]) for one in got[count:])
+
+    simulate(main())
+
+
+def test_the_sum_of_what_devices_get_is_the_input() -> None:
+    """The control of the two tests above: two lanes together do show the input."""
+    sharing = sharing_of("inputs:2")
+
+    async def main() -> None:
+        async with World({"d1": "a", "d2": "b"}, options=options_of("int8", "inputs:2")) as world:
+            numbers = world.deployment.numbers[0]
+            entered = numbers.enter(world.inputs(4))
+            shared = numbers.split(entered.x, world.engine.entropy)
+            assert isinstance(shared, SharedInputs)
+            columns = range(len(world.plan.panels[0].grid.columns))
+            lanes = [
+                torch.cat(
+                    [
+                        piece if isinstance(piece, Tensor) else piece.expand()
+                        for piece in shared.inputs(lane, list(columns), f"party {lane}")
+                    ],
+                    dim=1,
+                )
+                for lane in range(sharing.lanes)
+            ]
+            assert torch.equal(lanes[0] + lanes[1], entered.x.to(torch.int32))
+
+    simulate(main())
