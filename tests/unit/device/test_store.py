@@ -184,7 +184,7 @@ def test_recipes_follow_the_blocks() -> None:
     [
         (sheet([2], [2]), torch.zeros(2, 3)),
         (sheet([2], [2]), torch.zeros(2, 2, 1)),
-        (sheet([2], [2]), torch.zeros(2, 2, dtype=torch.int32)),
+        (sheet([2], [2]), torch.zeros(2, 2, dtype=torch.uint8)),
         (sheet([2], [2], CONV), torch.zeros(2, 2)),
         (Sheet(handles("r", 1) * 2, (1, 1), handles("s", 1), (2,), Dense()), torch.zeros(2, 2)),
         (Sheet(handles("r", 1), (1, 1), handles("s", 1), (2,), Dense()), torch.zeros(2, 2)),
