@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from awfulowl.cli import demo_report, demonstration
+from awfulowl.cli.comparison import Mode
 from awfulowl.cli.demo_report import Demonstration, Happening, happenings
 from awfulowl.cli.demonstration import BATCH, Answers, Troubles, ask, compare, serve
 from awfulowl.cli.terminal import Stages
@@ -20,7 +21,7 @@ from awfulowl.fleet.local import Lies, LocalFleet
 from awfulowl.models.data import Labelled
 from awfulowl.models.digits import DigitsNet
 from awfulowl.owner.ledger import Event
-from awfulowl.placement.exposure import expose
+from awfulowl.placement.exposure import Coalition, expose
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.request import plan
 from awfulowl.placement.summary import summarise
@@ -225,6 +226,20 @@ def test_the_set_is_served_again_until_a_lie_could_enter(
     assert compare(model, test_set, served.passes).wrong == 0
 
 
+COALITION = Coalition(0.3, 3, 8, 0.0, 0.0, 0.25, 0.25)
+MODES = (
+    Mode("float32", None, 0.99, 100.0, 2000.0, None, (COALITION,)),
+    Mode("int8", "inputs:2", 0.98, 200.0, 3000.0, equal_to_twin=True, coalitions=(COALITION,)),
+)
+
+
+def test_an_exact_answer_unlike_the_twins_is_a_failure(found: Demonstration) -> None:
+    other = msgspec.structs.replace(MODES[1], equal_to_twin=False)
+    bad = msgspec.structs.replace(found, modes=(MODES[0], other))
+    assert not found.failures
+    assert bad.failures == ("an exact answer is not that of the local twin",)
+
+
 @pytest.fixture
 def found(made: Plan) -> Demonstration:
     """A demonstration that went well."""
@@ -257,6 +272,7 @@ def found(made: Plan) -> Demonstration:
         blocks_per_device={device.name: device.blocks for device in summary.devices},
         layers=summary.panels,
         exposure=expose(made),
+        modes=MODES,
         happenings=(Happening("quarantined", "d2", "an answer failed the check", 1),),
         statistics={"hedged": 2, "failovers": 1, "lies_caught": 4},
         notes=("share relaxed",),
