@@ -10,7 +10,7 @@ Sums of products of bytes are exact in the 32 bits of the processor's accumulato
 answer has 32 bits itself any number of terms will do, since both wrap around alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import torch
@@ -68,10 +68,20 @@ def multiply(multiply8: Multiply8, x: Tensor, planes: Tensor, width: int) -> Ten
     total = torch.zeros(rows, planes.shape[1], dtype=ring, device=x.device)
     for start in range(0, terms, step):
         span = slice(start, min(start + step, terms))
-        for place, plane in enumerate(planes[:width]):
-            # One product with all digits of x that count: the weights are what takes time to read.
-            used = min(len(x), width - place)
-            sums = multiply8(x[:used, :, span].reshape(used * rows, -1), plane[:, span])
-            for other, part in enumerate(sums.view(used, rows, -1)):
-                total.add_(part, alpha=1 << (DIGIT * (place + other)))
+        for shift, sums in _by_digits(multiply8, x[:, :, span], planes[:width, :, span], width):
+            total.add_(sums, alpha=1 << (DIGIT * shift))
     return total
+
+
+def _by_digits(multiply8: Multiply8, x: Tensor, planes: Tensor, width: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield the products of digits that count, and the places of their digits together."""
+    rows, outputs = x.shape[1], planes.shape[1]
+    if len(x) == 1:
+        sums = multiply8(x[0], planes.reshape(-1, planes.shape[2]))
+        yield from enumerate(torch.split(sums, outputs, dim=1))
+        return
+    for place, plane in enumerate(planes):
+        # One product with all digits of x that count: the weights are what takes time to read.
+        used = min(len(x), width - place)
+        sums = multiply8(x[:used].reshape(used * rows, -1), plane)
+        yield from ((place + other, part) for other, part in enumerate(sums.view(used, rows, -1)))

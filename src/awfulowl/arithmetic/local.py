@@ -10,16 +10,22 @@ from awfulowl.arithmetic.numbers import Integers, fewest_bytes
 from awfulowl.arithmetic.products import Backend, fastest
 from awfulowl.arithmetic.quantise import dequantise, quantise, steps
 from awfulowl.blocks.kernels import Dense, Kernel
-from awfulowl.errors import InputError
+from awfulowl.errors import InputError, ModelError
 
 
 class Rounded:
-    """Weights seen as integers: a view of some floats, rounded where and when it is looked at."""
+    """Weights seen as integers: a view of some floats, rounded where and when it is looked at.
+
+    Raises:
+        ModelError: weights are not finite.
+    """
 
     def __init__(self, weight: Tensor, numbers: Integers) -> None:
         self._weight = weight
         self._numbers = numbers
         self.steps: Final = steps(weight, numbers)
+        if not bool(self.steps.isfinite().all()):
+            raise ModelError("weights are not finite: integers have no infinity and no NaN")
 
     @property
     def shape(self) -> torch.Size:

@@ -76,8 +76,10 @@ class Backend(ABC):
             (batch, outputs) or (batch, outputs, *space'): int32 up to 4 bytes, int64 beyond.
 
         Raises:
-            InputError: these weights are known modulo fewer bytes than `width`.
+            InputError: there are no samples, or these weights are known modulo fewer bytes than `width`.
         """
+        if len(x) == 0:
+            raise InputError("a product of no samples")
         if width > weights.modulus_bytes:
             raise InputError(f"weights modulo 2^{8 * weights.modulus_bytes} give no products of {width} bytes")
         if isinstance(kernel, Dense):
@@ -153,9 +155,22 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
 def multiply8(x: Tensor, weight: Tensor) -> Tensor:
     """Return x wᵀ (M, N) int32, modulo 2^32, of (M, K) and (N, K) int8."""
     if not x.is_cuda:
-        product: Tensor = torch._int_mm(x, weight.T)  # noqa: SLF001  no public name
+        product: Tensor = torch._int_mm(_in_order(x), _in_order(weight.T))  # noqa: SLF001  no public name
         return product
     return _in_tiles(x, weight)
+
+
+def _in_order(matrix: Tensor) -> Tensor:
+    """Copy a matrix unless it is stored row by row, or column by column, without an overlap.
+
+    oneDNN refuses others, and PyTorch 2.13 then returns uninitialised memory (pytorch/pytorch issue 195066). Among them
+    are single rows and columns, since what a dimension of length 1 has for a stride means nothing, and the patches of
+    one sample of one channel, which overlap.
+    """
+    (rows, length), (down, across) = matrix.shape, matrix.stride()
+    by_row = across == 1 and down >= length
+    by_column = down == 1 and across >= rows and min(rows, length) > 1
+    return matrix if by_row or by_column else matrix.clone(memory_format=torch.contiguous_format)
 
 
 def _in_tiles(x: Tensor, weight: Tensor) -> Tensor:
@@ -232,6 +247,7 @@ def is_right(backend: Backend, device: str = "cpu") -> bool:
     """Say whether a backend gives the oracle's bits, also where sums are as large as they get.
 
     Processors before VNNI saturate pairs of products of bytes at 16 bits: the largest numbers, all of one sign, tell.
+    So many of them that their sum does not fit 32 bits tell sums that saturate there, or that are kept in float32.
     """
     generator = torch.Generator().manual_seed(0)
     for dtypes, shape, width in _TRIALS:
@@ -249,8 +265,12 @@ def is_right(backend: Backend, device: str = "cpu") -> bool:
 _Trial = tuple[tuple[torch.dtype, torch.dtype], tuple[int, int, int], int]
 
 _TRIALS: Final[Sequence[_Trial]] = (
+    ((torch.int8, torch.int8), (5, 7, 1), 4),
     ((torch.int8, torch.int8), (5, 7, 3), 4),
+    ((torch.int8, torch.int8), (5, 1, 65), 4),
+    ((torch.int8, torch.int8), (1, 7, 65), 4),
     ((torch.int8, torch.int8), (33, 65, 515), 4),
+    ((torch.int8, torch.int8), (2, 2, 2**17 + 5), 4),
     ((torch.int16, torch.int16), (6, 9, 260), 6),
     ((torch.int32, torch.int8), (17, 33, 129), 4),
     ((torch.int32, torch.int32), (17, 33, 129), 4),

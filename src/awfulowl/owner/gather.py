@@ -21,19 +21,22 @@ async def gather_product(deployment: Deployment, number: int, timeout_s: float) 
         UnavailableError: a cell cannot be had from any honest device within `timeout_s`.
     """
     panel = deployment.panels[number]
-    blocks: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+    blocks: dict[tuple[int, int], Tensor] = {}
     try:
         async with asyncio.timeout(timeout_s):
             for lane, part in deployment.sharing.whole:
                 for index, cell in enumerate(panel.cells):
                     if cell.lane == lane:
                         block = await _fetch(deployment, number, index, part)
-                        place = (cell.column, cell.rows)
-                        blocks[place] = block if place not in blocks else blocks[place] + block
+                        # Row by row: what is held together may differ from lane to lane.
+                        sizes = [panel.grid.rows[row].size for row in cell.rows]
+                        for row, own in zip(cell.rows, torch.split(block, sizes), strict=True):
+                            place = (cell.column, row)
+                            blocks[place] = own if place not in blocks else blocks[place] + own
     except TimeoutError as error:
         raise UnavailableError(f"{panel.name}: not all weights came within {timeout_s:g} s") from error
     restore = deployment.numbers[number].restore
-    pieces = [(rows, (column,), restore(block, rows)) for (column, rows), block in blocks.items()]
+    pieces = [((row,), (column,), restore(block, (row,))) for (column, row), block in blocks.items()]
     return rejoin(pieces, panel.grid)
 
 

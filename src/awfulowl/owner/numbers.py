@@ -189,12 +189,18 @@ class Exact(Numbers):
         """Return the integers of the blocks, or a lane's shares of them."""
         if not self._sharing.hides_weights:
             return [self._block(check, rows, columns)]
-        number = int.from_bytes(self._panel.row_handles[rows[0]][:8], "little")
-        by_column = [
-            self._shared_weights.matrices(lane, self._block(check, rows, [column]), (number, column))
-            for column in columns
-        ]
+        by_column = [self._shares(lane, self._block(check, rows, [column]), rows, column) for column in columns]
         return [torch.cat(parts, dim=1) for parts in zip(*by_column, strict=True)]
+
+    def _shares(self, lane: int, block: Tensor, rows: Sequence[int], column: int) -> list[Tensor]:
+        """Return a lane's shares of a block, row by row: what is held together may differ from lane to lane."""
+        sizes = [self._panel.grid.rows[row].size for row in rows]
+        numbers = [int.from_bytes(self._panel.row_handles[row][:8], "little") for row in rows]
+        by_row = [
+            self._shared_weights.matrices(lane, own, (number, column))
+            for number, own in zip(numbers, torch.split(block, sizes), strict=True)
+        ]
+        return [torch.cat(parts) for parts in zip(*by_row, strict=True)]
 
     def is_matrix(
         self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: Tensor

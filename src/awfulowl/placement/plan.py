@@ -98,7 +98,7 @@ class Plan(Sealed, frozen=True):
 
         Raises:
             InputError: the plan is of float32, where every machine rounds in its own order.
-            PlanError: the plan names products that the model does not have.
+            PlanError: the plan was made for another model.
         """
         from awfulowl.placement.twin import twin  # noqa: PLC0415 - it knows plans
 

@@ -14,7 +14,7 @@ from awfulowl.placement.dealing import Dealer, parcels
 from awfulowl.placement.ledger import Device, Ledger
 from awfulowl.placement.options import Options
 from awfulowl.placement.plan import Cell, Member, Panel, Plan
-from awfulowl.placement.rules import Referee, Rules, choose_rules
+from awfulowl.placement.rules import Referee, Rules, choose_rules, domain_sizes
 from awfulowl.randomness import SYSTEM, Entropy
 from awfulowl.veil.shares import sharing_of
 
@@ -50,7 +50,7 @@ def make_plan(
     _check_names("layer", [layer.product for layer in layers])
     scattered, kept = _keep(layers, options.keep, kept)
     groups = _group(scattered)
-    pools = _pools(devices, apart=options.separate_neighbours and len(groups) > 1)
+    pools = _pools(devices, options, apart=options.separate_neighbours and len(groups) > 1)
     lanes = [_lanes(pool, options) for pool in pools]
     rules, relaxed = choose_rules(options, [lane for pool in lanes for lane in pool])
     drafts = _draft(groups, lanes, rules, options)
@@ -196,10 +196,15 @@ def _joinable(one: Layer, other: Layer) -> bool:
     return dense and same == (other.input, other.inputs, other.positions, other.arithmetic)
 
 
-def _pools(devices: Sequence[Device], *, apart: bool) -> list[list[Device]]:
-    """Return the devices, or two sets of whole domains that serve layers in turn."""
+def _pools(devices: Sequence[Device], options: Options, *, apart: bool) -> list[list[Device]]:
+    """Return the devices, or two sets of whole domains, enough for the lanes of a sharing, that serve layers in turn.
+
+    Raises:
+        RuleError: there are too few domains.
+    """
     if not apart:
         return [list(devices)]
+    lanes = sharing_of(options.sharing).lanes
     domains: dict[str, list[Device]] = {}
     for device in devices:
         domains.setdefault(device.domain, []).append(device)
@@ -208,9 +213,14 @@ def _pools(devices: Sequence[Device], *, apart: bool) -> list[list[Device]]:
             "rule 'separate neighbours': layers that follow each other need two domains, and all devices are of one; "
             "name the domains of the devices, or do without the rule"
         )
+    if len(domains) < 2 * lanes:
+        raise RuleError(
+            f"rules 'one share' and 'separate neighbours': sharing {options.sharing!r} needs {2 * lanes} domains, half "
+            f"of them for every other layer, and the devices are of {len(domains)}; name more, or do without one rule"
+        )
     pools: list[list[Device]] = [[], []]
     for members in sorted(domains.values(), key=len, reverse=True):
-        min(pools, key=len).extend(members)
+        min(pools, key=lambda pool: (len(domain_sizes(pool)) >= lanes, len(pool))).extend(members)
     return pools
 
 

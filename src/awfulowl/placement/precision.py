@@ -61,10 +61,9 @@ def _chosen(
         return layer
     fits = [name for name in names if why_unfit(layer, INTEGERS[name]) is None]
     if not fits:
-        raise ModelError(
-            f"{why_unfit(layer, INTEGERS[names[-1]])}: choose arithmetic='int16', or keep it at the owner "
-            f"(keep=('{layer.product}',))"
-        )
+        wider = "choose arithmetic='int16', or " if why_unfit(layer, INTEGERS["int16"]) is None else ""
+        reason = why_unfit(layer, INTEGERS[names[-1]])
+        raise ModelError(f"{reason}: {wider}keep it at the owner (keep=('{layer.product}',))")
     good = (name for name in fits if measured[name].get(layer.product, math.inf) <= options.error_budget)
     name = next(good, fits[-1])
     return layer._replace(arithmetic=name, error=measured[name].get(layer.product))

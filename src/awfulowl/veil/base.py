@@ -68,7 +68,13 @@ class SharedInputs:
     """
 
     def __init__(self, sharing: Sharing, x: Tensor, grid: Grid, ring: torch.dtype, entropy: Entropy) -> None:
-        """Split x (batch, inputs) or (batch, inputs, *space); with a single share it stays as it is, in its type."""
+        """Split x (batch, inputs) or (batch, inputs, *space); with a single share it stays as it is, in its type.
+
+        Raises:
+            LocalError: the ring is of floats, whose shares are not uniform and would show what they hide.
+        """
+        if sharing.shares > 1 and ring.is_floating_point:
+            raise LocalError(f"sharing '{sharing.name}' of {ring} would show the inputs; nothing was split")
         self._sharing = sharing
         self._grid = grid
         self._random: Final = [

@@ -20,7 +20,8 @@ faster than any other number of vectors: b + 32 + ⌈log2 m⌉ <= 55.
 Secrets are renewed as in `freivalds`: a device that learns whether it passed learns a little about r.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from math import prod
 from typing import Final
 
@@ -29,8 +30,9 @@ from torch import Tensor
 
 from awfulowl.arithmetic.numbers import Integers
 from awfulowl.arithmetic.pieces import EXACT_BITS, in_pieces
+from awfulowl.arithmetic.products import fastest
 from awfulowl.blocks.grid import Grid
-from awfulowl.blocks.kernels import Kernel, output_shape
+from awfulowl.blocks.kernels import Dense, Kernel, output_shape
 from awfulowl.errors import InputError, ModelError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.sums import chunks, joined, multiply, weigh
@@ -98,11 +100,16 @@ class ExactCheck:
         r = entropy.integers(1 << self._bits, self.vectors, grid.outputs) - half
         apart = None if apart is None else [frozenset(rows) for rows in apart]
         self._sums = Projections(weights, grid, r.double(), (1,), apart)
+        self._s_bits = self._bits + 8 * numbers.dtype.itemsize + max(0, grid.outputs - 1).bit_length()
+        # Bytes are multiplied faster than they are raised to float64.
+        self._in_bytes = isinstance(grid.kernel, Dense) and numbers.dtype.itemsize == 1 and self._s_bits <= 32
+        self._whole = self._projector(self._sums.whole[0])
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that the secrets take."""
-        return sum({id(tensor): tensor.nbytes for tensor in self._sums.tensors()}.values())
+        in_bytes = self._sums.whole[0].numel() * torch.int32.itemsize if self._in_bytes else 0
+        return in_bytes + sum({id(tensor): tensor.nbytes for tensor in self._sums.tensors()}.values())
 
     @torch.no_grad()
     def expect(
@@ -125,10 +132,25 @@ class ExactCheck:
         if x.dim() != 2 + len(size) or x.shape[1] != inputs:
             raise InputError(f"a check of {inputs} inputs got inputs of shape {tuple(x.shape)}")
         shape = output_shape(kernel, outputs, size, x.shape)
-        s_bits = self._bits + 8 * self._numbers.dtype.itemsize + max(0, self.grid.outputs - 1).bit_length()
-        products = [_project(kernel, s, chunk, shape[2:], s_bits) for chunk in chunks(x)]
+        project = self._whole if s is self._sums.whole[0] else self._projector(s)
+        products = [project(chunk, shape[2:]) for chunk in chunks(x)]
         bound = self._bound if self._numbers.ring_bytes > 4 else None
         return ExactExpectation(r, self._bits, joined(products), shape, bound)
+
+    def _projector(self, s: Tensor) -> Callable[[Tensor, Sequence[int]], Tensor]:
+        """Return what maps x and space' to s x modulo 2^64: (k, batch, *space') int64."""
+        if self._in_bytes:
+            backend = fastest()
+            planes = backend.prepare(s.to(torch.int32)).planes
+            return lambda x, _: backend.dense(planes, x, 8).T
+        terms = s.shape[-1] * prod(s.shape[:-2])
+        kernel = self.grid.kernel
+
+        def project(x: Tensor, positions: Sequence[int]) -> Tensor:
+            products = partial(_products, kernel, positions)
+            return in_pieces(products, x, s, terms, w_bits=self._s_bits)
+
+        return project
 
     def accepts(
         self, x: Tensor, y: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None
@@ -188,10 +210,12 @@ class ExactExpectation:
         expected = torch.split(self._product, len(answers[0]), dim=1)
         equal = [self._equal(chunk, part) for chunk, part in zip(answers, expected, strict=True)]
         right = torch.cat(equal)
-        if self._bound is not None:
+        # What has more than 4 bytes could be off by a multiple of 2^64 once it is weighed.
+        limit = 2**31 if self._bound is None and y.itemsize > 4 else self._bound
+        if limit is not None and y.numel() > 0:
             least, most = torch.aminmax(y)
-            if int(least) < -self._bound or int(most) > self._bound:
-                right &= ((y >= -self._bound) & (y <= self._bound)).flatten(1).all(dim=1)
+            if int(least) < -limit or int(most) > limit:
+                right &= ((y >= -limit) & (y <= limit)).flatten(1).all(dim=1)
         return right
 
     def _equal(self, y: Tensor, product: Tensor) -> Tensor:
@@ -200,11 +224,5 @@ class ExactExpectation:
         return (ours == product).transpose(0, 1).flatten(1).all(dim=1)
 
 
-def _project(kernel: Kernel, s: Tensor, x: Tensor, positions: Sequence[int], s_bits: int) -> Tensor:
-    """Return s x modulo 2^64: (k, batch, *space') int64."""
-    terms = s.shape[-1] * prod(s.shape[:-2])
-
-    def products(x: Tensor, s: Tensor) -> Tensor:
-        return multiply(kernel, s.double(), x, positions)
-
-    return in_pieces(products, x, s, terms, w_bits=s_bits)
+def _products(kernel: Kernel, positions: Sequence[int], x: Tensor, s: Tensor) -> Tensor:
+    return multiply(kernel, s.double(), x, positions)
