@@ -1,12 +1,17 @@
 """What a batch costs on the fleet, against plain PyTorch on the same cores and against the best that is possible.
 
     python benchmarks/serving.py [--quick] [--json FILE] [--models mlp vgg16 transformer] [--devices 2 4]
+                                 [--modes float32 int8 int16 inputs:2 inputs:3 replicated]
 
 The best possible is a cost model: plain time + bytes / bandwidth of the fabric + trips x its round trip, all measured
 in this run, on the same cores, the fabric before and after each model. `ratio` is the measured time over it, with
 verification on. The rounds are interleaved (plain, verified, unverified, plain, ...), and the medians are compared, so
 that a machine whose speed drifts does not favour one of them. In brackets: a 95 % interval of the median over rounds,
 of the measured time alone where it is held against the best.
+
+Modes: float32, int8 and int16 on `--devices`; inputs:k in int8 on 2 k devices of k domains, replicated on 3 of 3.
+All of them share this machine's cores. `own machines` is what they would give on machines like this one each: the
+measured time less the time in which the cores did the products of all devices but one, n - 1 of n, as measured alone.
 """
 
 import os
@@ -32,10 +37,17 @@ import torch
 from torch import Tensor, nn
 
 import awfulowl as owl
+from awfulowl.arithmetic import products
+from awfulowl.arithmetic.numbers import integers
+from awfulowl.blocks.kernels import Dense
+from awfulowl.device import dense
 from awfulowl.fleet.fleet import Fleet
 from awfulowl.models.mlp import Mlp
 from awfulowl.models.transformer import Transformer, TransformerConfig
 from awfulowl.models.vgg import Vgg16
+from awfulowl.placement.plan import Plan
+from awfulowl.veil.base import Sharing
+from awfulowl.veil.shares import sharing_of
 
 Times = tuple[list[float], list[float], list[float]]
 """Plain, verified and unverified, in seconds, round by round."""
@@ -65,10 +77,42 @@ def spread(values: list[float]) -> Spread:
     return Spread(statistics.median(ordered), ordered[beyond], ordered[-1 - beyond])
 
 
+class Mode(NamedTuple):
+    """How a model is served."""
+
+    name: str
+    arithmetic: str
+    sharing: str | None
+
+    def numbers(self, asked: list[int]) -> list[int]:
+        """Return the numbers of devices that it is measured on."""
+        lanes = sharing_of(self.sharing).lanes
+        return asked if lanes == 1 else [3] if self.sharing == "replicated" else [2 * lanes]
+
+    def domains(self, devices: int) -> dict[str, str]:
+        """Return so many devices with their domains, as many domains as there are lanes."""
+        lanes = sharing_of(self.sharing).lanes
+        return {f"d{number}": f"party {number % lanes}" for number in range(devices)}
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode("float32", "float32", None),
+        Mode("int8", "int8", None),
+        Mode("int16", "int16", None),
+        Mode("inputs:2", "int8", "inputs:2"),
+        Mode("inputs:3", "int8", "inputs:3"),
+        Mode("replicated", "int8", "replicated"),
+    )
+}
+
+
 class Row(msgspec.Struct, frozen=True):
     """One model on one number of devices. Times in seconds, medians."""
 
     model: str
+    mode: str
     devices: int
     plain_s: float
     scattered_s: float
@@ -81,6 +125,8 @@ class Row(msgspec.Struct, frozen=True):
     verification: Spread
     max_abs_diff: float
     rounds: int
+    own_machines: float
+    equal_to_twin: bool | None
 
 
 class Case(NamedTuple):
@@ -117,19 +163,24 @@ class Measured(NamedTuple):
     """Times of one model on one number of devices, before they are held against the fabric's."""
 
     model: str
+    mode: str
     devices: int
     times: Times
     bytes: int
     trips: int
     max_abs_diff: float
+    products_s: float
+    equal_to_twin: bool | None
 
     def against(self, network: Network) -> Row:
         """Hold the times against the best possible."""
         plain_s, scattered_s, unverified_s = map(statistics.median, self.times)
         best_s = plain_s + self.bytes / network.bytes_per_s + self.trips * network.trip_s
         _, scattered, unverified = self.times
+        spared_s = self.products_s * (self.devices - 1) / self.devices
         return Row(
             model=self.model,
+            mode=self.mode,
             devices=self.devices,
             plain_s=plain_s,
             scattered_s=scattered_s,
@@ -144,22 +195,68 @@ class Measured(NamedTuple):
             ),
             max_abs_diff=self.max_abs_diff,
             rounds=len(scattered),
+            own_machines=plain_s / max(scattered_s - spared_s, 1e-9),
+            equal_to_twin=self.equal_to_twin,
         )
 
 
-def measure(name: str, case: Case, devices: int, rounds: int) -> Measured:
+def measure(name: str, case: Case, mode: Mode, devices: int, rounds: int) -> Measured:
     model, x = case.model.eval(), case.x
-    with owl.local_fleet(devices=devices) as fleet, torch.inference_mode():
-        plan = owl.plan(model, x[:1], devices=fleet, replicas=1)
+    with owl.local_fleet(devices=mode.domains(devices)) as fleet, torch.inference_mode():
+        plan = owl.plan(model, x[:1], devices=fleet, replicas=1, arithmetic=mode.arithmetic, sharing=mode.sharing)
         scattered = fleet.scatter(model, plan)
-        difference = float((scattered(x) - model(x)).abs().max())
+        answer = scattered(x)
+        difference = float((answer - model(x)).abs().max())
+        equal = None if mode.arithmetic == "float32" else torch.equal(answer, plan.twin(model)(x))
         before = fleet.statistics
         scattered(x)
         after = fleet.statistics
         moved = sum(after[name] - before[name] for name in ("bytes_sent", "bytes_received"))
         trips = after["requests"] - before["requests"]
         times = interleave(model, scattered, x, fleet, rounds)
-    return Measured(name, devices, times, moved, trips, difference)
+    return Measured(name, mode.name, devices, times, moved, trips, difference, products_s(plan, x, mode), equal)
+
+
+def products_s(plan: Plan, x: Tensor, mode: Mode) -> float:
+    """Return how long all cores take for the products of all devices of one batch, of dense layers of the MLP."""
+    total = 0.0
+    sharing = sharing_of(mode.sharing)
+    for panel in plan.panels:
+        if not isinstance(panel.grid.kernel, Dense):
+            return 0.0
+        outputs, inputs = panel.grid.outputs, panel.grid.inputs
+        vectors = len(x) * panel.input_positions
+        total += sharing.lanes * sharing.parts * product_s(mode, sharing, (vectors, inputs, outputs))
+    return total
+
+
+def product_s(mode: Mode, sharing: Sharing, shape: tuple[int, int, int]) -> float:
+    """Return the shortest of some times of one product of (vectors, inputs, outputs) as devices make it."""
+    vectors, inputs, outputs = shape
+    numbers = integers(mode.arithmetic)
+    if numbers is None:
+        x, weight = torch.randn(vectors, inputs), torch.randn(outputs, inputs)
+        return shortest_s(lambda: dense.fastest()(x, weight))
+    of_inputs = numbers.ring if sharing.shares > 1 else numbers.dtype
+    of_weights = numbers.ring if sharing.hides_weights else numbers.dtype
+    x, weight = some_integers(of_inputs, vectors, inputs), some_integers(of_weights, outputs, inputs)
+    backend = products.fastest()
+    prepared, width = backend.prepare(weight), 4 if numbers.ring_bytes == 4 else 8
+    return shortest_s(lambda: backend.dense(prepared.planes, x, width))
+
+
+def some_integers(dtype: torch.dtype, *shape: int) -> Tensor:
+    bounds = torch.iinfo(dtype)
+    return torch.randint(bounds.min, bounds.max, shape, dtype=dtype)
+
+
+def shortest_s(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(5):
+        start = perf_counter()
+        work()
+        times.append(perf_counter() - start)
+    return min(times)
 
 
 def interleave(model: nn.Module, scattered: nn.Module, x: Tensor, fleet: Fleet, rounds: int) -> Times:
@@ -182,12 +279,14 @@ def interleave(model: nn.Module, scattered: nn.Module, x: Tensor, fleet: Fleet, 
 
 def show(row: Row) -> None:
     print(
-        f"{row.model:12}{row.devices:3d} devices  plain {1e3 * row.plain_s:7.1f} ms  "
+        f"{row.model:12}{row.mode:11}{row.devices:3d} devices  plain {1e3 * row.plain_s:7.1f} ms  "
         f"scattered {1e3 * row.scattered_s:7.1f} ms  best {1e3 * row.best_s:7.1f} ms  "
         f"ratio {row.ratio.median:.2f} ({row.ratio.low:.2f} - {row.ratio.high:.2f})  "
         f"throughput {row.throughput.median:.2f}  verification {row.verification.median:+.1%} "
         f"({row.verification.low:+.1%} - {row.verification.high:+.1%})  {row.bytes / 1e6:.0f} MB  {row.trips} trips  "
-        f"max diff {row.max_abs_diff:.1e}  {row.rounds} rounds",
+        f"max diff {row.max_abs_diff:.1e}  "
+        f"{'' if row.equal_to_twin is None else 'equal to twin' if row.equal_to_twin else 'UNLIKE TWIN'}  "
+        f"own machines {row.own_machines:.2f}  {row.rounds} rounds",
         flush=True,
     )
 
@@ -198,6 +297,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the results there; - is the standard output")
     parser.add_argument("--models", nargs="+", choices=sorted(cases()), default=None)
     parser.add_argument("--devices", nargs="+", type=int, default=None)
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=None)
     parser.add_argument("--rounds", type=int, default=None)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -207,7 +307,8 @@ def main() -> None:
     for name in models:
         case = cases()[name]()
         rounds = options.rounds or (5 if options.quick else 60 if name == "mlp" else 12)
-        measured = [measure(name, case, devices, rounds) for devices in numbers]
+        modes = [MODES[mode] for mode in options.modes or (["float32", "int8"] if options.quick else MODES)]
+        measured = [measure(name, case, mode, n, rounds) for mode in modes for n in mode.numbers(numbers)]
         networks.append(fabric(quick=options.quick))
         network = Network(*(statistics.mean(pair) for pair in zip(*networks[-2:], strict=True)))
         print(f"fabric: {network.bytes_per_s / 1e6:.0f} MB/s, round trip {1e3 * network.trip_s:.2f} ms", flush=True)
