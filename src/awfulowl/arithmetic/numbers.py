@@ -44,7 +44,7 @@ INTEGERS: Final[Mapping[str, Integers]] = {
     "int16": Integers("int16", 127 * 257, torch.int16, torch.int64),
 }
 
-ARITHMETICS: Final = (FLOAT32, *INTEGERS)
+NAMES: Final = (FLOAT32, *INTEGERS)
 
 
 def integers(name: str) -> Integers | None:
@@ -53,8 +53,8 @@ def integers(name: str) -> Integers | None:
     Raises:
         InputError: there is no such arithmetic.
     """
-    if name not in ARITHMETICS:
-        raise InputError(f"arithmetic {name!r} is none of {', '.join(ARITHMETICS)}")
+    if name not in NAMES:
+        raise InputError(f"arithmetic {name!r} is none of {', '.join(NAMES)}")
     return INTEGERS.get(name)
 
 
