@@ -1,4 +1,4 @@
-"""The same images in several kinds of arithmetic and sharing, side by side: what each costs, and shows to whom.
+"""The same images in several kinds of arithmetic and sharing, side by side: what each costs, and shows to whom."""
 
 import time
 from collections.abc import Sequence

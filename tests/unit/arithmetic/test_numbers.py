@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from awfulowl.arithmetic.digits import carries
-from awfulowl.arithmetic.numbers import NAMES, FLOAT32, INTEGERS, Integers, fewest_bytes, integers
+from awfulowl.arithmetic.numbers import FLOAT32, INTEGERS, NAMES, Integers, fewest_bytes, integers
 from awfulowl.errors import InputError
 
 each = pytest.mark.parametrize("numbers", INTEGERS.values(), ids=INTEGERS)
