@@ -38,6 +38,23 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("sharing", [None, "inputs:2", "replicated"])
+def test_exact_answers_are_the_twins_after_kills_and_lies(needs_broker: None, sharing: str | None) -> None:
+    """Shares travel as seeds and as numbers, a device is killed, another flips what it answers: every bit is right."""
+    parties = {f"d{number}": "abc"[number % 3] for number in range(6)}
+    model, x = model_and_input()
+    with owl.local_fleet(devices=parties) as fleet, torch.no_grad():
+        plan = owl.plan(model, x, devices=parties, block=16, arithmetic="int8", sharing=sharing)
+        scattered, expected = fleet.scatter(model, plan), plan.twin(model)(x)
+        assert torch.equal(scattered(x), expected)
+        fleet.kill("d1")
+        fleet.corrupt("d2", "one row", 1e-9)
+        for _ in range(8):
+            assert torch.equal(scattered(x), expected)
+        assert fleet.standing["d2"] is Standing.QUARANTINED
+        assert fleet.statistics["requests_lost"] == 0
+
+
 def test_kills_lies_and_returns(fleet: LocalFleet) -> None:
     """Serve while one device is killed, returns as itself, and another lies: no answer lost, none wrong."""
     model, x = model_and_input()

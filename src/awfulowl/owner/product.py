@@ -83,7 +83,9 @@ class Product:
         """Cut the batch into parts that travel while others are multiplied."""
         shape = output_shape(self._grid.kernel, self._outputs.size, self._grid.size, x.shape)
         y = empty(shape)
-        entered = await self._engine.compute(lambda: self._numbers.enter(x))
+        # A hop to another thread costs more than to pass floats on.
+        exact = isinstance(self._numbers, Exact)
+        entered = await self._engine.compute(lambda: self._numbers.enter(x)) if exact else self._numbers.enter(x)
         bytes_per_sample = 4 * max(x[0].numel(), y[0].numel())
         count = max(1, math.ceil(bytes_per_sample * x.shape[0] / self._engine.policy.part_bytes))
         slots = asyncio.Semaphore(self._engine.policy.parts_in_flight)
@@ -101,8 +103,7 @@ class Product:
     async def _part(self, entered: Entered, out: Tensor) -> None:
         """Fill `out` with a checked product; every round that fails costs at least one liar its place."""
         self._engine.ledger.parts += 1
-        shared = await self._engine.compute(lambda: self._numbers.split(entered.x, self._engine.entropy))
-        batch = Batch(entered, shared, asyncio.Event())
+        batch = Batch(entered, await self._split(entered.x), asyncio.Event())
         expecting = asyncio.ensure_future(self._expect(batch))
         try:
             pieces = await self._cover(range(len(self._panel.cells)), batch, _NOBODY)
@@ -120,6 +121,12 @@ class Product:
         finally:
             expecting.cancel()
         raise UnavailableError(f"{self._panel.name}: answers keep failing the check; see fleet.events")
+
+    async def _split(self, x: Tensor) -> SharedInputs:
+        """Share inputs afresh; with a single share there is nothing to compute."""
+        if self._deployment.sharing.shares == 1:
+            return self._numbers.split(x, self._engine.entropy)
+        return await self._engine.compute(lambda: self._numbers.split(x, self._engine.entropy))
 
     @property
     def _check(self) -> AnyCheck:

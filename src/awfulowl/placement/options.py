@@ -7,6 +7,7 @@ from typing import Final, Literal, get_args
 from awfulowl.errors import InputError
 
 AUTO: Final = "auto"
+ERROR_BUDGET: Final = 0.01
 Shape = Literal["columns", "rows", "rectangles", "scattered"]
 
 
@@ -42,7 +43,7 @@ class Options:
     arithmetic: str = "float32"
     """float32, int8, int16, or auto: for each layer the narrowest integers whose error is within `error_budget`."""
 
-    error_budget: float = 0.01
+    error_budget: float = ERROR_BUDGET
     """Largest error of a layer on the example, over the length of its product, that `auto` accepts of int8."""
 
     sharing: str | None = None

@@ -6,9 +6,10 @@ from typing import Literal
 import msgspec
 from torch import nn
 
+from awfulowl.errors import InputError
 from awfulowl.placement.ledger import Device
 from awfulowl.placement.naming import HasDevices, name_devices
-from awfulowl.placement.options import Options
+from awfulowl.placement.options import AUTO, ERROR_BUDGET, Options
 from awfulowl.placement.plan import Plan, model_digest
 from awfulowl.placement.planner import make_plan
 from awfulowl.placement.precision import choose
@@ -57,7 +58,7 @@ def plan(
         share: largest share of a layer's input slices that one device may ever see.
         domain_share: the same for a domain.
         arithmetic: "float32", or exact integers: "int8" (fast), "int16" (near lossless), or "auto", for each layer
-            int8 where its error on the example is below 1 %, else int16.
+            int8 where its error on the example is below 1 %, else int16; "auto:0.002" sets another budget.
         sharing: None, or how exact products are shared: "inputs:2" (to "inputs:8") splits inputs among domains of
             which each holds the weights; "replicated" splits inputs and weights among three.
 
@@ -66,13 +67,22 @@ def plan(
         RuleError: the rules cannot be met.
         InputError: an option is out of range.
     """
+    kind, _, budget = arithmetic.partition(":")
     options = Options(
         block=block,
         replicas=replicas,
         keep=tuple(keep),
         share=share,
         domain_share=domain_share,
-        arithmetic=arithmetic,
+        arithmetic=kind if kind == AUTO else arithmetic,
+        error_budget=_number(budget) if kind == AUTO and budget else ERROR_BUDGET,
         sharing=sharing,
     )
     return plan_model(model, example, name_devices(devices), options)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"error budget {text!r} is no number; an example is arithmetic='auto:0.002'") from None

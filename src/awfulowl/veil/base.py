@@ -3,6 +3,9 @@
 A sharing has *lanes*. Each is given matrices made of the weights and vectors made of an input, and answers the sum of
 their products; the sum of all lanes' answers is W x, in the ring Z_2^b of the arithmetic. The lanes of a column go to
 different domains for ever: what is proved holds for a domain with one lane, and for nobody who has two.
+
+Codes that stand several colluders, or lanes that are gone or lie (Shamir, Lagrange), fit in as more lanes than
+are needed: they will add a coefficient for each answer, and which sets of lanes suffice.
 """
 
 from abc import ABC, abstractmethod

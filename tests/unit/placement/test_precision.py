@@ -308,3 +308,17 @@ def test_floats_are_not_shared(sharing: str) -> None:
 def test_there_is_no_other_sharing() -> None:
     with pytest.raises(InputError, match="'triplicated' is none of"):
         Options(sharing="triplicated", arithmetic="int8")
+
+
+def test_the_budget_of_auto_can_be_said_in_one_word() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(64, 8), torch.randn(9, 64)
+    assert chosen_for(planned(model, x, arithmetic="auto:0.5")) == {"": "int8"}
+    assert chosen_for(planned(model, x, arithmetic="auto:1e-9")) == {"": "int16"}
+    assert planned(model, x, arithmetic="auto:0.5").arithmetic == "auto"
+
+
+@pytest.mark.parametrize("text", ["auto:x", "auto:-1", "auto:nan", "int8:0.1", "automatic"])
+def test_budgets_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        planned(nn.Linear(4, 4), torch.ones(1, 4), arithmetic=text)
