@@ -5,7 +5,7 @@ from math import prod
 
 from torch import Tensor
 
-from awfulowl.blocks.kernels import Convolution
+from awfulowl.blocks.kernels import Convolution, output_shape
 
 
 def patches(kernel: Convolution, size: Sequence[int], x: Tensor) -> Tensor:
@@ -25,10 +25,7 @@ def patches(kernel: Convolution, size: Sequence[int], x: Tensor) -> Tensor:
     )
     inner = tuple(slice(pad, pad + length) for length, pad in zip(space, kernel.padding, strict=True))
     padded[:, *inner] = x.movedim(1, -1)
-    lengths = [
-        (length - spread * (taps - 1) - 1) // step + 1
-        for length, taps, spread, step in zip(padded.shape[1:-1], size, kernel.dilation, kernel.stride, strict=True)
-    ]
+    lengths = output_shape(kernel, 1, tuple(size), x.shape)[2:]
     steps = padded.stride()[1:-1]
     windows = padded.as_strided(
         (batch, *lengths, *size, channels),

@@ -20,7 +20,7 @@ from torch.nn import functional
 from awfulowl.arithmetic import digits
 from awfulowl.arithmetic.patches import patches
 from awfulowl.arithmetic.pieces import in_pieces
-from awfulowl.blocks.kernels import Convolution, Dense, Kernel
+from awfulowl.blocks.kernels import Convolution, Dense, Kernel, output_shape
 from awfulowl.errors import InputError
 
 _WHOLE: Final = 9
@@ -210,13 +210,8 @@ def _samples(kernel: Convolution, size: Sequence[int], x: Tensor) -> int:
     return max(1, _CHUNK_BYTES // max(1, each))
 
 
-def _space(kernel: Convolution, size: Sequence[int], x: Tensor) -> list[int]:
-    return [
-        (length + 2 * pad - spread * (taps - 1) - 1) // step + 1
-        for length, taps, step, pad, spread in zip(
-            x.shape[2:], size, kernel.stride, kernel.padding, kernel.dilation, strict=True
-        )
-    ]
+def _space(kernel: Convolution, size: Sequence[int], x: Tensor) -> tuple[int, ...]:
+    return output_shape(kernel, 1, tuple(size), x.shape)[2:]
 
 
 def _grouped(kernel: Convolution, weight: Tensor, x: Tensor, groups: int, width: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from awfulowl.arithmetic.numbers import INTEGERS, Integers
 from awfulowl.arithmetic.pieces import digit_sizes
 from awfulowl.blocks.grid import make_grid
-from awfulowl.blocks.kernels import Dense
+from awfulowl.blocks.kernels import Convolution, Dense
 from awfulowl.errors import InputError, ModelError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.exact import MISS_BITS, ExactCheck, ExactExpectation, secret_bits
@@ -37,6 +37,15 @@ class Ends(Entropy):
 
     def integers(self, bound: int, *shape: int) -> Tensor:
         return torch.full(shape, bound - 1 if self._largest else 0)
+
+
+class Uneven(Entropy):
+    """Secrets as large as they get, but for one, so that sums of them are odd."""
+
+    def integers(self, bound: int, *shape: int) -> Tensor:
+        r = torch.full(shape, bound - 1)
+        r[:, 0] -= 1
+        return r
 
 
 def check_of(case: Case, entropy: Entropy) -> ExactCheck:
@@ -161,6 +170,22 @@ def test_the_largest_numbers_are_no_exception(numbers: Integers, signs: str, ent
     inwards[:, 1] += torch.where(y[:, 1] > 0, -1, 1)
     r = check._sums.r[:, 1]
     assert check.accepts(x, inwards).tolist() == [not bool(r.any())] * 3
+
+
+@each
+@pytest.mark.parametrize("outputs", [1, 2, 8, 33])
+def test_sums_at_the_edge_of_what_a_piece_holds(numbers: Integers, outputs: int) -> None:
+    """Odd ones, which a float64 beyond 2^53 would round."""
+    for inputs in (1, 3, 9, 17, 33, 65, 129, 257, 513, 1025, 4097):
+        weights = torch.full((outputs, inputs), numbers.largest, dtype=numbers.dtype)
+        x = torch.full((1, inputs), numbers.largest, dtype=numbers.dtype)
+        case = Case(weights, make_grid((outputs, inputs), Dense(), 1, block=10_000), x, numbers)
+        assert bool(check_of(case, Uneven(0)).accepts(x, case.y).all())
+        if inputs > 257:
+            continue
+        kernel = Convolution((1,), (0,), (1,))
+        taps = Case(weights[:, None], make_grid((outputs, 1, inputs), kernel, 1, block=10_000), x[:, None], numbers)
+        assert bool(check_of(taps, Uneven(0)).accepts(taps.x, taps.y).all())
 
 
 @each
