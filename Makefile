@@ -13,6 +13,7 @@ CONSTRAINTS := requirements/constraints.txt
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS)
 DEMO_READY := $(VENV)/.demo-ready
 DEV_READY := $(VENV)/.dev-ready
+BENCH_READY := $(VENV)/.bench-ready
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench docs clean
@@ -34,7 +35,7 @@ check: $(DEV_READY)  ## lint, format, types, layers, dependencies, spelling
 	$(BIN)/deptry src
 	$(BIN)/codespell
 
-bench: $(DEV_READY)  ## run every benchmark in its quick form
+bench: $(BENCH_READY)  ## run every benchmark in its quick form
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" --quick $(ARGS); done
 
 docs: $(DEV_READY)  ## build the documentation into site/
@@ -54,4 +55,8 @@ $(DEMO_READY): pyproject.toml $(CONSTRAINTS)
 
 $(DEV_READY): $(DEMO_READY)
 	$(INSTALL) --quiet --editable '.[demo,data,dev,docs]'
+	touch $@
+
+$(BENCH_READY): $(DEV_READY)
+	$(INSTALL) --quiet --editable '.[demo,data,dev,docs,bench]'
 	touch $@
