@@ -39,6 +39,22 @@ class Batch(NamedTuple):
         return self.entered.x
 
 
+class Postponed(NamedTuple):
+    """What an answer is held to, computed when it is there: where that takes less than a hop to another thread."""
+
+    check: AnyCheck
+    x: Tensor
+    rows: Sequence[int] | None
+
+    def samples(self, part: slice) -> "Postponed":
+        """Return what is expected of some samples of the batch."""
+        return self._replace(x=self.x[part])
+
+    def accepts(self, y: Tensor) -> Tensor:
+        """Say for each sample whether y is W x: (batch,) bool."""
+        return self.check.accepts(self.x, y, rows=self.rows)
+
+
 class Product:
     """One panel's product for one batch. Lives as long as the request."""
 
@@ -132,17 +148,19 @@ class Product:
     def _check(self) -> AnyCheck:
         return self._deployment.checks[self._number]
 
-    async def _expect(self, batch: Batch) -> tuple[AnyCheck | None, AnyExpectation | None]:
+    async def _expect(self, batch: Batch) -> tuple[AnyCheck | None, AnyExpectation | Postponed | None]:
         """Compute what the answer is held to, at first while devices multiply; None where nothing is checked."""
-        await batch.asked.wait()
         if not self._engine.policy.verify:
             return None, None
         check = self._check
         rows = None if len(self._outputs.rows) == len(self._grid.rows) else self._outputs.rows
+        if check.quick:
+            return check, Postponed(check, batch.x, rows)
+        await batch.asked.wait()
         return check, await self._engine.compute(lambda: check.expect(batch.x, rows=rows))
 
     async def _finish(
-        self, pieces: Sequence[Piece], batch: Batch, out: Tensor, expectation: AnyExpectation | None
+        self, pieces: Sequence[Piece], batch: Batch, out: Tensor, expectation: AnyExpectation | Postponed | None
     ) -> bool:
         """Add the pieces into `out` and check the total; count what was checked."""
         if not all(self._layouts.fits(piece, batch.x) for piece in pieces):
@@ -159,7 +177,12 @@ class Product:
         return accepted == checked
 
     def _add_and_check(
-        self, pieces: Sequence[Piece], batch: Batch, out: Tensor, expectation: AnyExpectation | None, part: slice
+        self,
+        pieces: Sequence[Piece],
+        batch: Batch,
+        out: Tensor,
+        expectation: AnyExpectation | Postponed | None,
+        part: slice,
     ) -> tuple[int, int]:
         """Return how many samples of `part` were accepted, of how many that were checked."""
         total = self._numbers.total(out[part])

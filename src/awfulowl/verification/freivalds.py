@@ -77,6 +77,9 @@ Z: Final = 10.0
 class Check:
     """Says which answers for one panel are right, from secrets of k (2 inputs + outputs) numbers."""
 
+    quick: Final = False
+    """Whether `expect` takes so little that nothing is won by doing it ahead."""
+
     def __init__(
         self,
         weights: Sequence[Tensor],
