@@ -109,12 +109,15 @@ def flips(quick: bool) -> list[Row]:
         caught = made = 0
         while made < trials // (2 * len(SCENES)) + 1:
             x = checked.inputs(batch)
-            packed = pack(checked.product(x), checked.width).contiguous()
-            raw = packed.view(torch.uint8).view(batch, -1)
+            parts = pack(checked.product(x), checked.width)
+            raws = [part.contiguous().view(torch.uint8).view(batch, -1) for part in parts]
+            raw = torch.cat(raws, dim=1)
             at = torch.randint(raw.shape[1], (batch,), generator=generator)
             bit = torch.randint(8, (batch,), generator=generator)
             raw[torch.arange(batch), at] ^= (1 << bit).to(torch.uint8)
-            caught += int((~checked.check.accepts(x, unpack(packed, checked.width))).sum())
+            split = torch.split(raw, [one.shape[1] for one in raws], dim=1)
+            false = [one.contiguous().view(part.dtype).view(part.shape) for one, part in zip(split, parts, strict=True)]
+            caught += int((~checked.check.accepts(x, unpack(false, checked.width))).sum())
             made += batch
         rows.append(_counted(checked, "flips", made, caught, "caught"))
     return rows

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 import torch
 
+from awfulowl.arithmetic.packing import PARTS, most
 from awfulowl.errors import InputError
 
 FLOAT32: Final = "float32"
@@ -59,12 +60,12 @@ def integers(name: str) -> Integers | None:
 
 
 def fewest_bytes(bound: int) -> int:
-    """Return how many bytes a signed number of at most this size takes, 1 to 8.
+    """Return in how few bytes numbers from -bound to bound travel (`packing`), 1 to 8.
 
     Raises:
-        InputError: it does not fit 8.
+        InputError: they do not fit 8.
     """
-    width = max(1, (bound.bit_length() + 1 + 7) // 8)
-    if width > 8:
+    width = next((width for width in PARTS if bound <= most(width)), None)
+    if width is None:
         raise InputError(f"numbers up to {bound} do not fit 8 bytes")
     return width

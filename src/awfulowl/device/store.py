@@ -177,7 +177,7 @@ class Store:
         self.held_bytes = 0
 
     def apply(self, request: Apply, x: Tensor) -> list[Tensor]:
-        """Multiply: one tensor for each term, float32, or integers in as many bytes as the request says.
+        """Multiply: for each term a tensor of float32, or the parts of integers of as many bytes as the request says.
 
         Args:
             request: which slices the inputs belong to, and the sums that are asked for.
@@ -199,13 +199,14 @@ class Store:
         elif x.is_floating_point():
             raise RefusedError("apply: inputs of floats for blocks of integers")
         try:
-            return [self._sum(recipe, x.to(self._accelerator), request.width).cpu() for recipe in recipes]
+            x = x.to(self._accelerator)
+            return [part.cpu() for recipe in recipes for part in self._sum(recipe, x, request.width)]
         except (InputError, RuntimeError) as error:  # the latter is PyTorch's word for shapes that do not fit
             raise RefusedError(f"apply: the inputs do not fit the blocks: {type(error).__name__}") from error
 
-    def _sum(self, recipe: _Recipe, x: Tensor, width: int) -> Tensor:
+    def _sum(self, recipe: _Recipe, x: Tensor, width: int) -> list[Tensor]:
         if width == 0:
-            return _add_up(recipe, x, self._multiply_floats)
+            return [_add_up(recipe, x, self._multiply_floats)]
         return pack(_add_up(recipe, x, partial(self._multiply_integers, width)), width)
 
     def _multiply_floats(self, one: _Product, x: Tensor) -> Tensor:

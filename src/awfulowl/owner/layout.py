@@ -1,13 +1,13 @@
 """What one device is asked for one panel: the message, the inputs that go with it, and where its answer belongs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from awfulowl.arithmetic.packing import packed_type, unpack
+from awfulowl.arithmetic.packing import PARTS, add
 from awfulowl.blocks.grid import Grid, Span
 from awfulowl.blocks.kernels import output_shape
 from awfulowl.placement.plan import Panel
@@ -38,7 +38,7 @@ class Sum(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What a device answered to a request: one tensor for each of the layout's terms."""
+    """What a device answered to a request: for each of the layout's terms a tensor, or the parts of integers."""
 
     device: str
     layout: Layout
@@ -130,17 +130,23 @@ class Layouts:
 
     def fits(self, piece: Piece, x: Tensor) -> bool:
         """Say whether an answer to inputs x has the tensors, shapes and type that its layout asks for."""
-        if len(piece.tensors) != len(piece.layout.terms):
-            return False
-        return all(
-            (tensor.dtype, tuple(tensor.shape)) == self._form(term, x)
-            for term, tensor in zip(piece.layout.terms, piece.tensors, strict=True)
-        )
-
-    def _form(self, term: Sum, x: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
         grid = self.panel.grid
-        shape = output_shape(grid.kernel, sum(grid.rows[row].size for row in term.rows), grid.size, x.shape)
-        return packed_type(self.width, shape) if self.width else (torch.float32, shape)
+        wanted = []
+        for term in piece.layout.terms:
+            shape = output_shape(grid.kernel, sum(grid.rows[row].size for row in term.rows), grid.size, x.shape)
+            wanted += [(dtype, shape) for dtype in self._types]
+        return [(tensor.dtype, tuple(tensor.shape)) for tensor in piece.tensors] == wanted
+
+    @property
+    def _types(self) -> tuple[torch.dtype, ...]:
+        """What the numbers of a term are answered in."""
+        return PARTS[self.width] if self.width else (torch.float32,)
+
+    def sums(self, piece: Piece) -> Iterator[tuple[Sum, Sequence[Tensor]]]:
+        """Yield the terms of a piece and their sums: one tensor of float32, or the parts of integers."""
+        count = len(self._types)
+        for number, term in enumerate(piece.layout.terms):
+            yield term, piece.tensors[number * count : (number + 1) * count]
 
 
 def add_up(pieces: Sequence[Piece], layouts: Layouts, outputs: Outputs, out: Tensor) -> None:
@@ -149,27 +155,25 @@ def add_up(pieces: Sequence[Piece], layouts: Layouts, outputs: Outputs, out: Ten
     `out` is float32, or the integers that answers unpack to: sums of these wrap around as their ring does.
     """
     order = sorted(pieces, key=lambda piece: (piece.layout.lane, layouts.rank[piece.layout.columns[0]]))
-    sums = [
-        (term.rows, tensor if layouts.width == 0 else unpack(tensor, layouts.width))
-        for piece in order
-        for term, tensor in zip(piece.layout.terms, piece.tensors, strict=True)
-    ]
+    sums = [(term.rows, parts) for piece in order for term, parts in layouts.sums(piece)]
     if all(rows == outputs.rows for rows, _ in sums):
-        _add_whole([tensor for _, tensor in sums], out)
+        _add_whole([parts for _, parts in sums], out)
         return
     out.zero_()
-    for rows, tensor in sums:
+    for rows, parts in sums:
         position = 0
         for row in rows:
             target = outputs.spans[row]
-            out[:, target.start : target.stop] += tensor[:, position : position + target.size]
+            add(out[:, target.start : target.stop], [part[:, position : position + target.size] for part in parts])
             position += target.size
 
 
-def _add_whole(tensors: Sequence[Tensor], out: Tensor) -> None:
-    if len(tensors) == 1:
-        out.copy_(tensors[0])
-        return
-    torch.add(tensors[0], tensors[1], out=out)
-    for tensor in tensors[2:]:
-        out += tensor
+def _add_whole(sums: Sequence[Sequence[Tensor]], out: Tensor) -> None:
+    first, *rest = sums
+    if rest and all(len(parts) == 1 and parts[0].dtype is out.dtype for parts in sums[:2]):
+        torch.add(first[0], rest.pop(0)[0], out=out)  # one way through memory less
+    else:
+        out.copy_(first[0])
+        add(out, first[1:], shift=8 * first[0].itemsize)
+    for parts in rest:
+        add(out, parts)

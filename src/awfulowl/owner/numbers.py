@@ -263,7 +263,7 @@ class Exact(Numbers):
         x = torch.cat([one.expand() if isinstance(one, Seeded) else one for one in inputs], dim=1)
         widths = [grid.columns[column].span.size for column in layout.columns]
         by_part = torch.split(x, widths * self._sharing.parts, dim=1)
-        answers = []
+        answers: list[Tensor] = []
         for term in layout.terms:
             total: Tensor | None = None
             for column in term.columns:
@@ -274,7 +274,7 @@ class Exact(Numbers):
                     y = backend.multiply(grid.kernel, backend.prepare(matrix), own.contiguous(), groups, self.width)
                     total = y if total is None else total.add_(y)
             if total is not None:
-                answers.append(pack(total, self.width))
+                answers += pack(total, self.width)
         return answers
 
 

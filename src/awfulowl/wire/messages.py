@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from awfulowl.arithmetic.packing import PARTS
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel
 from awfulowl.errors import VersionError
 
@@ -151,7 +152,7 @@ class Apply(_Request, frozen=True, tag="apply"):
     """y = W x. Tensors, side by side the inputs of `slices`; the answer has one tensor for each term.
 
     `width` is 0 in float32. For integers it is the bytes of each number in the answer, which is exact modulo
-    2^(8 width): int8, int16, int32, int64, or, for 3, 5, 6 and 7 bytes, uint8 with one more dimension of that length.
+    2^(8 width). Numbers of 3, 5, 6 and 7 bytes are answered in parts (`arithmetic.packing`), a tensor for each.
     """
 
     seeds: ClassVar[bool] = True
@@ -170,8 +171,8 @@ class Apply(_Request, frozen=True, tag="apply"):
         return _terms_fault(self.slices, [term.slices for term in self.terms])
 
     def answer_tensors(self) -> int:
-        """Return the number of terms."""
-        return len(self.terms)
+        """Return the number of terms, times the parts of a number."""
+        return len(self.terms) * (len(PARTS[self.width]) if self.width else 1)
 
 
 class ApplyTransposed(_Request, frozen=True, tag="apply_transposed"):
