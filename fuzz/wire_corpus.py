@@ -8,6 +8,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from awfulowl.arithmetic.packing import pack
 from awfulowl.blocks.kernels import Dense
 from awfulowl.limits import Limits
 from awfulowl.randomness import Entropy, Seeded
@@ -106,7 +107,7 @@ def of_integers() -> Iterator[tuple[str, Body, Sequence[Tensor | Seeded]]]:
     yield "apply-several", apply(2), [x, x[:, :0], x[:, :1]]
     yield "apply-several-seeded", apply(7), [x.long(), Seeded(SEED, torch.int64, (2, 1)), x.long()]
     yield "answer-int64", Answer(to=3), [x.long() << 40]
-    yield "answer-of-five-bytes", Answer(to=3), [torch.arange(30, dtype=torch.uint8).reshape(2, 3, 5)]
+    yield "answer-of-five-bytes", Answer(to=3), pack((x.long() - 2) * 0x12_3456_789A, 5)
 
 
 def corpus() -> dict[str, bytes]:

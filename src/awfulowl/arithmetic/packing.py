@@ -2,7 +2,8 @@
 
 A number of 3 bytes travels as its low 2 and its high one, in two tensors; one of 5, 6 or 7 as 4 and the rest. Each part
 is signed, and the parts add up to the number: y = low + 2^16 high. So whole tensors are converted from one type to
-another, which processors do many at a time; taking 3 bytes of each 4 is three times slower than the link that it spares.
+another, which processors do many at a time; taking 3 bytes of each 4 is three times slower than the link that it
+spares.
 """
 
 from collections.abc import Mapping, Sequence

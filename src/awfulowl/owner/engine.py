@@ -94,14 +94,19 @@ class Engine:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def compute(self, work: Callable[[], T]) -> T:
-        """Run arithmetic outside the loop's thread, without gradients."""
+    async def compute(self, work: Callable[[], T], *, here: bool = False) -> T:
+        """Run arithmetic outside the loop's thread, without gradients.
+
+        Args:
+            work: what is computed.
+            here: whether it is so little that a hop to another thread would take longer.
+        """
 
         def quietly() -> T:
             with torch.no_grad():
                 return work()
 
-        if self._executor is None:
+        if here or self._executor is None:
             return quietly()
         return await asyncio.get_running_loop().run_in_executor(self._executor, quietly)
 

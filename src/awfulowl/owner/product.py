@@ -2,10 +2,10 @@
 
 import asyncio
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,12 @@ from awfulowl.owner.numbers import AnyCheck, AnyExpectation, Entered, Exact, Flo
 from awfulowl.veil.base import SharedInputs
 from awfulowl.wire.buffers import empty
 
+T = TypeVar("T")
+
 _NOBODY: frozenset[str] = frozenset()
+
+_LITTLE: Final = 1 << 14
+"""Inputs and outputs of a request up to which its arithmetic takes no longer than a hop to another thread."""
 
 _WORTH_SHARING: Final = 1 << 17
 """Outputs from which on more than one thread checks them: a call of a thread costs as much as some thousands."""
@@ -68,6 +73,7 @@ class Product:
         self._numbers = deployment.numbers[panel]
         self._outputs = Outputs.of(self._grid, rows)
         self._parts_left = 0
+        self._little = False
 
     async def multiply(self, x: Tensor) -> Tensor:
         """Return the wanted rows of W x: (batch, rows) or (batch, rows, *space), float32, checked.
@@ -95,13 +101,17 @@ class Product:
             ledger.requests_lost += 1
             raise
 
+    async def _compute(self, work: Callable[[], T]) -> T:
+        """Run arithmetic on this request's numbers, where that is quickest."""
+        return await self._engine.compute(work, here=self._little)
+
     async def _all_parts(self, x: Tensor) -> Tensor:
         """Cut the batch into parts that travel while others are multiplied."""
         shape = output_shape(self._grid.kernel, self._outputs.size, self._grid.size, x.shape)
         y = empty(shape)
-        # A hop to another thread costs more than to pass floats on.
-        exact = isinstance(self._numbers, Exact)
-        entered = await self._engine.compute(lambda: self._numbers.enter(x)) if exact else self._numbers.enter(x)
+        floats = isinstance(self._numbers, Floats)  # which are passed on as they are
+        entered = self._numbers.enter(x) if floats else await self._compute(lambda: self._numbers.enter(x))
+        self._little = x.numel() + y.numel() < _LITTLE
         bytes_per_sample = 4 * max(x[0].numel(), y[0].numel())
         count = max(1, math.ceil(bytes_per_sample * x.shape[0] / self._engine.policy.part_bytes))
         slots = asyncio.Semaphore(self._engine.policy.parts_in_flight)
@@ -142,7 +152,7 @@ class Product:
         """Share inputs afresh; with a single share there is nothing to compute."""
         if self._deployment.sharing.shares == 1:
             return self._numbers.split(x, self._engine.entropy)
-        return await self._engine.compute(lambda: self._numbers.split(x, self._engine.entropy))
+        return await self._compute(lambda: self._numbers.split(x, self._engine.entropy))
 
     @property
     def _check(self) -> AnyCheck:
@@ -157,7 +167,7 @@ class Product:
         if check.quick:
             return check, Postponed(check, batch.x, rows)
         await batch.asked.wait()
-        return check, await self._engine.compute(lambda: check.expect(batch.x, rows=rows))
+        return check, await self._compute(lambda: check.expect(batch.x, rows=rows))
 
     async def _finish(
         self, pieces: Sequence[Piece], batch: Batch, out: Tensor, expectation: AnyExpectation | Postponed | None
@@ -169,7 +179,7 @@ class Product:
         alone = self._parts_left == 1 and out.numel() > _WORTH_SHARING
         parts = _evenly(out.shape[0], self._engine.policy.math_threads if alone else 1)
         counts = await together(
-            self._engine.compute(partial(self._add_and_check, pieces, batch, out, expectation, part)) for part in parts
+            self._compute(partial(self._add_and_check, pieces, batch, out, expectation, part)) for part in parts
         )
         accepted, checked = sum(count[0] for count in counts), sum(count[1] for count in counts)
         self._engine.ledger.checks += checked
@@ -316,7 +326,7 @@ class Product:
             raise GoneError(f"{device}: it is gone")
         started = self._engine.now()
         domain = self._deployment.domain(device)
-        inputs = await self._engine.compute(lambda: batch.shared.inputs(layout.lane, layout.columns, domain))
+        inputs = await self._compute(lambda: batch.shared.inputs(layout.lane, layout.columns, domain))
         batch.asked.set()
         size = self._layouts.answer_bytes(layout, batch.x)
         peer.last = (layout.body, inputs, size)

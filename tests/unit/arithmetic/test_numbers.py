@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from awfulowl.arithmetic.digits import carries
 from awfulowl.arithmetic.numbers import FLOAT32, INTEGERS, NAMES, Integers, fewest_bytes, integers
+from awfulowl.arithmetic.packing import most, pack, unpack
 from awfulowl.errors import InputError
 
 each = pytest.mark.parametrize("numbers", INTEGERS.values(), ids=INTEGERS)
@@ -45,16 +46,42 @@ def test_other_names_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("width", range(1, 9))
 def test_bytes_at_their_ends(width: int) -> None:
-    assert fewest_bytes(2 ** (8 * width - 1) - 1) == width
+    assert fewest_bytes(most(width)) == width
     if width < 8:
-        assert fewest_bytes(2 ** (8 * width - 1)) == width + 1
+        assert fewest_bytes(most(width) + 1) == width + 1
 
 
-@given(st.integers(0, 2**63 - 1))
+@pytest.mark.parametrize(
+    ("bound", "width"),
+    [
+        (2**7 - 1, 1),
+        (2**7, 2),
+        (2**15 - 1, 2),
+        (2**15, 3),
+        (2**23 - 2**15 - 1, 3),
+        (2**23 - 2**15, 4),  # 3 bytes hold it in two's complement, and their parts do not
+        (2**31 - 1, 4),
+        (2**31, 5),
+        (2**39 - 2**31 - 1, 5),
+        (2**39 - 2**31, 6),
+        (2**47 - 2**31 - 1, 6),
+        (2**47 - 2**31, 7),
+        (2**55 - 2**47 - 2**31 - 1, 7),
+        (2**55 - 2**47 - 2**31, 8),
+        (2**63 - 1, 8),
+    ],
+)
+def test_bytes_at_ends_that_are_written_out(bound: int, width: int) -> None:
+    assert fewest_bytes(bound) == width
+
+
+@given(st.integers(0, 63).flatmap(lambda bits: st.integers(0, 2**bits - 1)))
 def test_bytes_hold_the_bound_with_either_sign_and_no_fewer_do(bound: int) -> None:
     width = fewest_bytes(bound)
-    assert -(2 ** (8 * width - 1)) <= -bound <= bound < 2 ** (8 * width - 1)
-    assert width == 1 or bound >= 2 ** (8 * (width - 1) - 1)
+    ends = [-bound, bound]
+    assert unpack(pack(torch.tensor(ends), width), width).tolist() == ends
+    for fewer in range(1, width):
+        assert unpack(pack(torch.tensor(ends), fewer), fewer).tolist() != ends
 
 
 def test_nothing_takes_a_byte() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awfulowl.arithmetic.packing import unpack
+from awfulowl.arithmetic.packing import PARTS, unpack
 from awfulowl.blocks.kernels import Convolution
 from awfulowl.errors import LimitError, RefusedError
 from awfulowl.wire.messages import Apply, Sheet, Term
@@ -64,6 +64,22 @@ def test_answers_have_as_many_bytes_as_are_asked_for(width: int) -> None:
     held.load([layout], [some_integers(torch.int8, 7, 10)])
     parts = held.apply(asked(layout, width), some_integers(torch.int8, 5, 10))
     assert sum(part.nbytes for part in parts) == 5 * 7 * width
+
+
+@pytest.mark.parametrize("width", range(1, 9))
+def test_all_parts_of_a_term_come_before_those_of_the_next(width: int) -> None:
+    held = store()
+    layout = sheet([3, 4], [6, 4])
+    weight = some_integers(torch.int16, 7, 10)
+    held.load([layout], [weight])
+    terms = tuple(Term((row,), layout.slices) for row in layout.rows)
+    x = some_integers(torch.int16, 5, 10)
+    answer = held.apply(Apply(layout.slices, terms, width), x)
+    count = len(PARTS[width])
+    assert [part.dtype for part in answer] == [*PARTS[width]] * 2
+    expected = modulo(x.long() @ weight.long().T, width)
+    for parts, wanted in ((answer[:count], expected[:, :3]), (answer[count:], expected[:, 3:])):
+        assert torch.equal(modulo(unpack(parts, width), width), wanted)
 
 
 @pytest.mark.parametrize("groups", [1, 4])

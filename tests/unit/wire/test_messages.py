@@ -135,6 +135,12 @@ def test_a_request_knows_how_many_tensors_answer_it(name: str, count: int | None
     assert body.answer_tensors() == count
 
 
+@pytest.mark.parametrize("terms", [0, 1, 3])
+@pytest.mark.parametrize(("width", "parts"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 1), (5, 2), (6, 2), (7, 3), (8, 1)])
+def test_integers_are_answered_by_all_parts_of_all_terms(width: int, parts: int, terms: int) -> None:
+    assert Apply(slices=(B,), terms=(TERM,) * terms, width=width).answer_tensors() == terms * parts
+
+
 @pytest.mark.parametrize(
     ("sent", "announced"),
     [

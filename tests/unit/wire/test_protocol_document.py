@@ -8,7 +8,7 @@ import msgspec
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from awfulowl.arithmetic.packing import packed_type
+from awfulowl.arithmetic.packing import PARTS, most, pack
 from awfulowl.limits import DEFAULT, GIB, KIB, MIB
 from awfulowl.randomness import SEED_BYTES, Seeded
 from awfulowl.wire.buffers import ALIGNMENT
@@ -102,15 +102,29 @@ def test_the_seed_shown_stands_for_the_bytes_and_the_numbers_shown() -> None:
     assert message.endswith(msgspec.msgpack.encode(header))
 
 
-def test_every_width_is_in_the_table_with_its_type_and_shape() -> None:
-    documented = {int(row[0]): (row[1].strip("`"), row[2]) for row in rows("Integers and seeds")}
-    assert documented.pop(0) == ("float32", "as the product")
-    told: dict[int, tuple[str, str]] = {}
-    for width in range(1, 9):
-        dtype, shape = packed_type(width, ())
-        more = f"one more dimension, of {shape[0]}" if shape else "as the product"
-        told[width] = (str(dtype).removeprefix("torch."), more)
-    assert documented == told
+def in_powers(text: str) -> int:
+    """The number that is written as powers of two and a 1, one taken from the other."""
+    first, *others = text.split(" − ")
+    numbers = [2 ** int(one.removeprefix("2^")) if "^" in one else int(one) for one in (first, *others)]
+    return numbers[0] - sum(numbers[1:])
+
+
+def test_every_width_is_in_the_table_with_its_types_and_its_largest_number() -> None:
+    documented = {int(row[0]): (re.findall(r"`(\w+)`", row[1]), row[2]) for row in rows("Integers and seeds")}
+    assert documented.pop(0) == (["float32"], "")
+    types = {width: [str(dtype).removeprefix("torch.") for dtype in dtypes] for width, dtypes in PARTS.items()}
+    assert {width: (names, in_powers(text)) for width, (names, text) in documented.items()} == {
+        width: (names, most(width)) for width, names in types.items()
+    }
+
+
+def test_the_parts_shown_are_those_that_are_sent() -> None:
+    text = " ".join(section("Integers and seeds").split())
+    assert "Each part is a tensor of the shape of the product" in text
+    high, low = ([part.numpy().tobytes().hex(" ") for part in pack(torch.tensor(y), 3)] for y in (40_000, -2))
+    assert f"40,000 is −25,536 + 2^16 · 1, `{high[0]}` in one tensor and `{high[1]}` in the other" in text
+    assert f"−2 is `{low[0]}` and `{low[1]}`" in text
+    assert [part.item() for part in pack(torch.tensor(40_000), 3)] == [-25_536, 1]
 
 
 def test_what_takes_seeds_and_the_length_of_one() -> None:

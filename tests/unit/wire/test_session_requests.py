@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+import msgspec
 import pytest
 import torch
 
@@ -41,6 +42,7 @@ from tests.unit.wire.linked import (
     RELEASE,
     SLICE,
     STEP,
+    TERM,
     Linked,
     X,
     asked,
@@ -48,8 +50,12 @@ from tests.unit.wire.linked import (
     violation,
 )
 
+IN_PARTS = msgspec.structs.replace(APPLY, terms=(TERM, TERM), width=7)
 
-@pytest.mark.parametrize("body", [LOAD, APPLY, STEP, RELEASE, FETCH, COMMIT], ids=lambda body: type(body).__name__)
+
+@pytest.mark.parametrize(
+    "body", [LOAD, APPLY, IN_PARTS, STEP, RELEASE, FETCH, COMMIT], ids=lambda body: type(body).__name__
+)
 def test_a_request_goes_there_and_its_answer_comes_back(body: Request) -> None:
     linked = Linked().opened()
     request_id = linked.ask(body)
@@ -134,14 +140,20 @@ def test_an_answer_nobody_waits_for_is_ignored_and_counted() -> None:
     assert linked.owner.ignored == 3
 
 
-def test_an_answer_with_the_wrong_number_of_tensors_is_a_violation_and_ends_the_request() -> None:
+@pytest.mark.parametrize(
+    ("body", "wanted", "came"), [(APPLY, 1, 2), (APPLY, 1, 0), (IN_PARTS, 6, 2), (IN_PARTS, 6, 5), (IN_PARTS, 6, 7)]
+)
+def test_an_answer_with_the_wrong_number_of_tensors_is_a_violation_and_ends_the_request(
+    body: Request, wanted: int, came: int
+) -> None:
     linked = Linked().opened()
-    request_id = linked.ask(APPLY)
+    request_id = linked.ask(body)
     linked.hear_owner()
-    linked.to_owner += linked.device.answer(request_id, [X, X])
+    linked.to_owner += linked.device.answer(request_id, [X] * came)
     refused, failed = linked.hear_device()
-    assert "2 tensors where 1 were asked for" in str(violation([refused]))
-    assert failed == Failed(request_id, "an answer of 2 tensors where 1 were asked for")
+    fault = f"an answer of {came} tensors where {wanted} were asked for"
+    assert fault in str(violation([refused]))
+    assert failed == Failed(request_id, fault)
     assert linked.owner.free_credit_bytes == DEFAULT.credit_bytes
 
 
