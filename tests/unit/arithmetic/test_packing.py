@@ -19,12 +19,12 @@ def room(width: int) -> list[torch.dtype]:
 
 def least(width: int) -> int:
     """The smallest number that parts hold: the one behind the largest, modulo 2^(8 width)."""
-    return most(width) + 1 - 2 ** (8 * width)
+    return most(width) + 1 - (1 << 8 * width)
 
 
 def kept(number: int, width: int) -> int:
     """What is left of a number modulo 2^(8 width): the one from the smallest to the largest that parts hold."""
-    return least(width) + (number - least(width)) % 2 ** (8 * width)
+    return least(width) + (number - least(width)) % (1 << 8 * width)
 
 
 def ends(width: int) -> list[int]:

@@ -70,10 +70,11 @@ def test_answers_have_as_many_bytes_as_are_asked_for(width: int) -> None:
 def test_all_parts_of_a_term_come_before_those_of_the_next(width: int) -> None:
     held = store()
     layout = sheet([3, 4], [6, 4])
-    weight = some_integers(torch.int16, 7, 10)
+    most = 0x7F7F7F7F  # the largest number that four signed digits of 8 bits hold
+    weight = some_integers(torch.int32, 7, 10).clamp(-most, most)
     held.load([layout], [weight])
     terms = tuple(Term((row,), layout.slices) for row in layout.rows)
-    x = some_integers(torch.int16, 5, 10)
+    x = some_integers(torch.int32, 5, 10)
     answer = held.apply(Apply(layout.slices, terms, width), x)
     count = len(PARTS[width])
     assert [part.dtype for part in answer] == [*PARTS[width]] * 2
