@@ -178,7 +178,9 @@ def kernels(quick: bool) -> list[Row]:
 
 def _integers(dtype: torch.dtype, *shape: int) -> Tensor:
     bounds = torch.iinfo(dtype)
-    return torch.randint(bounds.min, bounds.max, shape, dtype=dtype)
+    drawn = torch.randint(bounds.min, bounds.max, shape, dtype=dtype)
+    largest = INTEGERS["int16"].largest
+    return drawn.clamp_(-largest, largest) if dtype is torch.int16 else drawn
 
 
 def _interleaved(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
