@@ -342,6 +342,61 @@ def test_a_second_share_for_a_domain_is_refused_whoever_planned_it() -> None:
     simulate(main())
 
 
+def test_a_second_lane_of_weights_is_refused_before_any_is_sent() -> None:
+    """Weights leave first and for good: a plan that gives one domain two lanes is stopped when it is loaded."""
+
+    async def main() -> None:
+        world = World({"d1": "a", "d2": "b", "d3": "c"}, options=options_of("int8", "replicated"))
+        world.deployment.domain = lambda device: "a"  # type: ignore[method-assign]
+        with pytest.raises(LocalError, match="'a' would get two shares of layer"):
+            async with world:
+                pass
+        held = [worker for worker in world.workers.values() if len(worker._store) > 0]
+        assert len(held) <= 1
+        await world.engine.close()
+
+    simulate(main())
+
+
+def test_a_candidate_whose_domain_got_another_lane_meanwhile_is_passed_over() -> None:
+    async def main() -> None:
+        async with World(LARGE, options=options_of("int8", "inputs:2")) as world:
+            deployment = world.deployment
+            (panel,) = world.plan.panels
+            taken = panel.cells[0]
+            candidates = deployment.assignment.candidates
+
+            def stale(number: int, cell: int, alive: Any) -> list[str]:
+                """Count as candidates, first of all, those that hold another lane of the column."""
+                lanes = [one for one in panel.cells if one.column == panel.cells[cell].column]
+                others = [name for one in lanes if one.lane != panel.cells[cell].lane for name in one.holders]
+                return [*others, *candidates(number, cell, alive)]
+
+            deployment.assignment.candidates = stale  # type: ignore[method-assign]
+            await world.kill(taken.holders[0])
+            for _ in range(3):
+                x = world.inputs(3)
+                world.expect(await world.multiply(x), x)
+            assert all(len(lanes) == 1 for lanes in lanes_of(world).values())
+
+    simulate(main())
+
+
+def test_more_columns_than_a_message_may_have_seeds() -> None:
+    async def main() -> None:
+        options = Options(
+            block=(8, 1), arithmetic="int8", sharing="replicated", replicas=1, share=1.0, domain_share=1.0
+        )
+        weights = {"layer": torch.randn(8, 600, generator=torch.Generator().manual_seed(1))}
+        async with World({"d1": "a", "d2": "b", "d3": "c"}, options=options, weights=weights) as world:
+            assert len(world.plan.panels[0].grid.columns) == 600
+            x = world.inputs(2)
+            world.expect(await world.multiply(x), x)
+            assert world.engine.ledger.failovers == 0
+
+    simulate(main())
+
+
 def test_a_planted_second_lane_is_refused_by_the_rules() -> None:
     async def main() -> None:
         async with World(LARGE, options=options_of("int8", "inputs:2")) as world:

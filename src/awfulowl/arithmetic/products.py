@@ -108,7 +108,7 @@ class Oracle(Backend):
 
 
 class Pieces(Backend):
-    """Products of digits of up to 45 bits in float64 (`pieces`): on every machine."""
+    """Products of digits in float64 (`pieces`): on every machine."""
 
     name: ClassVar[str] = "float64"
 
@@ -191,23 +191,21 @@ def _convolve(backend: Backend, kernel: Convolution, planes: Tensor, x: Tensor, 
     """Multiply patches, some samples at a time."""
     size = planes.shape[3:]
     matrix = planes.movedim(2, -1).reshape(*planes.shape[:2], -1)
-    y: Tensor | None = None
-    done = 0
-    for chunk in torch.split(x, _samples(kernel, size, x)):
-        rows = patches(kernel, size, chunk)
-        part = backend.dense(matrix, rows.flatten(0, 1), width).view(*rows.shape[:2], -1)
-        if y is None:
-            y = part.new_empty(len(x), part.shape[-1], rows.shape[1])
-        y[done : done + len(chunk)] = part.mT
-        done += len(chunk)
-    if y is None:
-        raise InputError("a convolution of no samples")
+    y = torch.cat([_by_patches(backend, kernel, matrix, size, part, width) for part in _parts(kernel, size, x)])
     return y.view(*y.shape[:2], *_space(kernel, size, x))
 
 
-def _samples(kernel: Convolution, size: Sequence[int], x: Tensor) -> int:
+def _by_patches(
+    backend: Backend, kernel: Convolution, matrix: Tensor, size: Sequence[int], x: Tensor, width: int
+) -> Tensor:
+    rows = patches(kernel, size, x)
+    return backend.dense(matrix, rows.flatten(0, 1), width).view(*rows.shape[:2], -1).mT
+
+
+def _parts(kernel: Convolution, size: Sequence[int], x: Tensor) -> Sequence[Tensor]:
+    """Split a batch so that the patches of a part stay in the cache."""
     each = math.prod(_space(kernel, size, x)) * math.prod(size) * x.shape[1] * x.itemsize
-    return max(1, _CHUNK_BYTES // max(1, each))
+    return torch.split(x, max(1, _CHUNK_BYTES // max(1, each)))
 
 
 def _space(kernel: Convolution, size: Sequence[int], x: Tensor) -> tuple[int, ...]:
@@ -218,11 +216,17 @@ def _grouped(kernel: Convolution, weight: Tensor, x: Tensor, groups: int, width:
     """Convolve all groups at once, in float64: there may be hundreds, of a few numbers each."""
     size, inputs = weight.shape[2:], weight.shape[1]
     matrix = weight.movedim(1, -1).reshape(groups, len(weight) // groups, -1)
+    parts = [_grouped_part(kernel, matrix, (groups, inputs), size, part) for part in _parts(kernel, size, x)]
+    return _in_ring(torch.cat(parts).view(len(x), len(weight), *_space(kernel, size, x)), width)
+
+
+def _grouped_part(
+    kernel: Convolution, matrix: Tensor, shape: tuple[int, int], size: Sequence[int], x: Tensor
+) -> Tensor:
     rows = patches(kernel, size, x)
-    by_group = rows.view(*rows.shape[:2], -1, groups, inputs).movedim(3, 0).reshape(groups, rows.shape[:2].numel(), -1)
+    by_group = rows.view(*rows.shape[:2], -1, *shape).movedim(3, 0).reshape(shape[0], rows.shape[:2].numel(), -1)
     y = in_pieces(_linear, by_group, matrix, matrix.shape[2])
-    y = y.view(groups, *rows.shape[:2], -1).permute(1, 0, 3, 2)
-    return _in_ring(y.reshape(len(x), len(weight), *_space(kernel, size, x)), width)
+    return y.view(shape[0], *rows.shape[:2], -1).permute(1, 0, 3, 2).reshape(len(x), -1, rows.shape[1])
 
 
 BACKENDS: Final = (Oracle(), Pieces(), Digits())

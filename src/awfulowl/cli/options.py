@@ -42,7 +42,8 @@ Devices = Annotated[
 ]
 Block = Annotated[str, typer.Option(metavar="auto|N|RxC", help="Rows and columns of a block.")]
 Replicas = Annotated[
-    int | None, typer.Option(min=1, help="Devices that hold each block; by default 2, or 1 on fewer than 4 devices.")
+    int | None,
+    typer.Option(min=1, help="Devices that hold each block; by default 2, but 1 on fewer than 4 or with shares."),
 ]
 Arithmetic = Annotated[
     str,

@@ -51,11 +51,6 @@ class _Held:
     slices: dict[bytes, Span]
 
     @property
-    def exact(self) -> bool:
-        """Whether these are integers."""
-        return not self.weights.planes.is_floating_point()
-
-    @property
     def nbytes(self) -> int:
         """Bytes that the weights take."""
         return self.weights.planes.nbytes

@@ -110,6 +110,8 @@ class Fleet:
     def gather(self, scattered: nn.Module, *, timeout_s: float = 300.0) -> dict[str, Tensor]:
         """Fetch every scattered weight, verify it, and return a plain state_dict of the whole model.
 
+        Devices of an exact plan hold rounded weights: those come back, off by up to half a step.
+
         Raises:
             ScatteredError: the model was not scattered by this fleet.
             UnavailableError: a block could not be fetched from any honest device within `timeout_s`.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from awfulowl.blocks.grid import Span
-from awfulowl.errors import LocalError, ModelError, PeerError, UnavailableError
+from awfulowl.errors import LocalError, ModelError, PeerError, RuleError, UnavailableError
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.layout import Layouts, Outputs
 from awfulowl.owner.numbers import AnyCheck, Numbers, numbers_of
@@ -66,6 +66,8 @@ class Deployment:
         self._loads = asyncio.Semaphore(_LOADS_AT_ONCE)
         self._uses = [0] * len(self.panels)
         self._renewing: set[int] = set()
+        self._lanes: dict[tuple[int, int, str], int] = {}
+        """The lane that each domain was given of each column, by panel, column and domain."""
 
     async def start(self, timeout_s: float, progress: Progress | None = None) -> None:
         """Round weights, draw check vectors, wait for the devices, and load every block.
@@ -189,6 +191,7 @@ class Deployment:
         panel, layouts = self.panels[number], self.layouts[number]
         lane, rows = panel.cells[cells[0]].lane, panel.cells[cells[0]].rows
         columns = [panel.cells[cell].column for cell in cells]
+        self._guard(number, lane, columns, peer.name)
         tensors = await self.engine.compute(lambda: self.matrices(number, lane, rows, columns))
         sheets = tuple(
             Sheet(
@@ -207,6 +210,20 @@ class Deployment:
             self._ready[number, cell].add(peer.name)
         self.engine.changed()
 
+    def _guard(self, number: int, lane: int, columns: Iterable[int], device: str) -> None:
+        """Refuse to give a domain two lanes of a column, whoever planned it: what was sent cannot be taken back.
+
+        Raises:
+            LocalError: the device's domain was given another lane.
+        """
+        domain = self.domain(device)
+        for column in columns:
+            if self._lanes.setdefault((number, column, domain), lane) != lane:
+                raise LocalError(
+                    f"domain '{domain}' would get two shares of {self.panels[number].name}, column {column}; nothing "
+                    "was sent. This is a defect of the placement, or a plan that was changed: please report it"
+                )
+
     def matrices(self, number: int, lane: int, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
         """Return what a device of a lane holds of some blocks.
 
@@ -220,13 +237,6 @@ class Deployment:
         panel = self.panels[number]
         placed = panel.cells[cell]
         return tuple(panel.slice_handle(placed.column, matrix) for matrix in self.layouts[number].matrices(placed.lane))
-
-    async def _complete(self) -> None:
-        """Wait until every cell has a holder."""
-        while any(not holders and key[0] not in self.kept for key, holders in self._ready.items()):
-            missing = [key for key, holders in self._ready.items() if not holders]
-            for key in missing:
-                await self._replace(key, frozenset())
 
     # Who is asked
 
@@ -289,7 +299,10 @@ class Deployment:
         """Give a cell to a device; many may ask for the same at once, it is loaded once."""
         task = self._loading.get((device, key))
         if task is None:
-            self.assignment.assign(*key, device)
+            try:
+                self.assignment.assign(*key, device)
+            except RuleError:  # another cell was given to its domain since the candidates were counted
+                return False
             if self._on_change is not None:
                 self._on_change(self.assignment.plan())
             self.engine.ledger.replaced += 1

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,8 @@ async def _fetch(deployment: Deployment, number: int, cell: int, part: int) -> T
             deployment.engine.note("failover", device, str(error))
             avoid |= {device}
             continue
-        if len(answer) == 1 and numbers.is_matrix(check, (lane, part), rows, [column], answer[0]):
+        is_right = partial(numbers.is_matrix, check, (lane, part), rows, [column])
+        if len(answer) == 1 and await deployment.engine.compute(partial(is_right, answer[0])):
             return answer[0]
         deployment.engine.quarantine(peer, f"weights of {panel.name} failed the check")
         avoid |= {device}
@@ -67,7 +69,7 @@ async def _fetch(deployment: Deployment, number: int, cell: int, part: int) -> T
 async def gather(
     deployment: Deployment, scattered: nn.Module, parts: Iterable[Part], timeout_s: float
 ) -> dict[str, Tensor]:
-    """Return the state_dict that the original model would have.
+    """Return the state_dict that the original model would have; exact plans give the weights as they were rounded.
 
     A clone of each scattered module takes the weights in: its adapter's products are views of its parameters.
     """

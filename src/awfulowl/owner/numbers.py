@@ -195,10 +195,9 @@ class Exact(Numbers):
     def _shares(self, lane: int, block: Tensor, rows: Sequence[int], column: int) -> list[Tensor]:
         """Return a lane's shares of a block, row by row: what is held together may differ from lane to lane."""
         sizes = [self._panel.grid.rows[row].size for row in rows]
-        numbers = [int.from_bytes(self._panel.row_handles[row][:8], "little") for row in rows]
         by_row = [
-            self._shared_weights.matrices(lane, own, (number, column))
-            for number, own in zip(numbers, torch.split(block, sizes), strict=True)
+            self._shared_weights.matrices(lane, own, (row, column))
+            for row, own in zip(rows, torch.split(block, sizes), strict=True)
         ]
         return [torch.cat(parts) for parts in zip(*by_row, strict=True)]
 

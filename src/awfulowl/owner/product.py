@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from awfulowl.arithmetic.packing import unpack
 from awfulowl.blocks.grid import take
 from awfulowl.blocks.kernels import output_shape
 from awfulowl.errors import GoneError, InputError, PeerError, UnavailableError
@@ -109,10 +110,10 @@ class Product:
         """Cut the batch into parts that travel while others are multiplied."""
         shape = output_shape(self._grid.kernel, self._outputs.size, self._grid.size, x.shape)
         y = empty(shape)
+        self._little = x.numel() + y.numel() < _LITTLE
         floats = isinstance(self._numbers, Floats)  # which are passed on as they are
         entered = self._numbers.enter(x) if floats else await self._compute(lambda: self._numbers.enter(x))
-        self._little = x.numel() + y.numel() < _LITTLE
-        bytes_per_sample = 4 * max(x[0].numel(), y[0].numel())
+        bytes_per_sample = max(4, self._numbers.width) * max(x[0].numel(), y[0].numel())
         count = max(1, math.ceil(bytes_per_sample * x.shape[0] / self._engine.policy.part_bytes))
         slots = asyncio.Semaphore(self._engine.policy.parts_in_flight)
         self._parts_left = count
@@ -225,21 +226,24 @@ class Product:
         return honest + await self._cover(again, batch, frozenset(piece.device for piece in guilty))
 
     def _is_right(self, piece: Piece, batch: Batch) -> bool:
-        """Check one device's answer by itself: integers are computed again, since shares have no check of their own."""
+        """Check one device's answer by itself; to shares, which have no check of their own, it is computed again."""
         if not self._layouts.fits(piece, batch.x):
             return False
         check = self._check
-        if isinstance(self._numbers, Exact):
+        if self._deployment.sharing.shares > 1 and isinstance(self._numbers, Exact):
             inputs = batch.shared.inputs(piece.layout.lane, piece.layout.columns, self._deployment.domain(piece.device))
             wanted = self._numbers.answer(check, piece.layout, inputs)
             return all(map(torch.equal, wanted, piece.tensors))
         return all(
             bool(
                 check.accepts(
-                    take(batch.x, self._grid, term.columns), tensor, columns=term.columns, rows=term.rows
+                    take(batch.x, self._grid, term.columns),
+                    unpack(parts, self._numbers.width) if self._numbers.width else parts[0],
+                    columns=term.columns,
+                    rows=term.rows,
                 ).all()
             )
-            for term, tensor in zip(piece.layout.terms, piece.tensors, strict=True)
+            for term, parts in self._layouts.sums(piece)
         )
 
     def _check_range(self, x: Tensor) -> None:

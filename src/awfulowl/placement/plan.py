@@ -13,7 +13,7 @@ from awfulowl.blocks.grid import Grid, Span
 from awfulowl.placement.ledger import Device, Ledger, Sealed
 from awfulowl.placement.rules import Rules
 
-PLAN_VERSION: Final = 1
+PLAN_VERSION: Final = 2
 DIGEST_BYTES: Final = 32
 
 

@@ -1,10 +1,12 @@
 """From what a model consists of and who is there to a plan."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate, cycle, pairwise
 from typing import NamedTuple
 
+from awfulowl.arithmetic.numbers import integers
 from awfulowl.blocks.grid import Grid, Span
 from awfulowl.blocks.kernels import Dense
 from awfulowl.errors import InputError, ModelError, RuleError
@@ -17,6 +19,7 @@ from awfulowl.placement.plan import Cell, Member, Panel, Plan
 from awfulowl.placement.rules import Referee, Rules, choose_rules, domain_sizes
 from awfulowl.randomness import SYSTEM, Entropy
 from awfulowl.veil.shares import sharing_of
+from awfulowl.verification.exact import secret_bits
 
 KEPT_BY_REQUEST = "kept by request"
 
@@ -50,6 +53,7 @@ def make_plan(
     _check_names("layer", [layer.product for layer in layers])
     scattered, kept = _keep(layers, options.keep, kept)
     groups = _group(scattered)
+    _check_stacks(groups)
     pools = _pools(devices, options, apart=options.separate_neighbours and len(groups) > 1)
     lanes = [_lanes(pool, options) for pool in pools]
     rules, relaxed = choose_rules(options, [lane for pool in lanes for lane in pool])
@@ -188,6 +192,19 @@ def _group(layers: Sequence[Layer]) -> list[list[Layer]]:
         else:
             groups.append([layer])
     return groups
+
+
+def _check_stacks(groups: Sequence[Sequence[Layer]]) -> None:
+    """Refuse layers that fit their integers one by one, and are too many outputs together to be checked."""
+    for group in groups:
+        numbers = integers(group[0].arithmetic)
+        if numbers is not None:
+            terms = math.prod(group[0].shape[1:])
+            try:
+                secret_bits(sum(layer.shape[0] for layer in group), numbers, terms * numbers.largest**2)
+            except ModelError as error:
+                names = "+".join(layer.product for layer in group)
+                raise ModelError(f"{names}, which share their input: {error}; keep one of them") from None
 
 
 def _joinable(one: Layer, other: Layer) -> bool:

@@ -53,7 +53,7 @@ def plan(
         devices: how many (d1, d2, ...), names, a mapping of names to domains, or a fleet.
         block: rows and columns of a block; "auto" is the largest of 256, 128, 64, 32, 16 that gives the largest
             layer 64 blocks or more.
-        replicas: devices that hold each block; by default 2, or 1 on fewer than 4 devices.
+        replicas: devices that hold each block; by default 2, or 1 on fewer than 4 devices or with a sharing.
         keep: modules that stay at the owner, by path.
         share: largest share of a layer's input slices that one device may ever see.
         domain_share: the same for a domain.

@@ -142,7 +142,9 @@ def choose_rules(options: Options, pools: Sequence[Sequence[Device]]) -> tuple[R
         RuleError: there are fewer devices than replicas.
     """
     smallest = min(map(len, pools))
-    replicas = options.replicas or (2 if smallest >= ENOUGH_DEVICES else 1)
+    # With shares a replica in another domain would be one more that may complete a coalition.
+    enough = smallest >= ENOUGH_DEVICES and options.sharing is None
+    replicas = options.replicas or (2 if enough else 1)
     if replicas > smallest:
         raise RuleError(
             f"rule 'replicas': {replicas} replicas of a layer need {replicas} devices, but only {smallest} may "

@@ -4,8 +4,8 @@ A sharing has *lanes*. Each is given matrices made of the weights and vectors ma
 their products; the sum of all lanes' answers is W x, in the ring Z_2^b of the arithmetic. The lanes of a column go to
 different domains for ever: what is proved holds for a domain with one lane, and for nobody who has two.
 
-Codes that stand several colluders, or lanes that are gone or lie (Shamir, Lagrange), fit in as more lanes than
-are needed: they will add a coefficient for each answer, and which sets of lanes suffice.
+Not yet: codes that stand several colluders, or lanes that are gone or lie (Shamir, Lagrange). They need a coefficient
+for each answer, and more lanes than suffice.
 """
 
 from abc import ABC, abstractmethod
@@ -18,6 +18,9 @@ from torch import Tensor
 from awfulowl.blocks.grid import Grid, take
 from awfulowl.errors import LocalError
 from awfulowl.randomness import Entropy, Seeded, derive
+
+_MOST_SEEDS: Final = 256
+"""Of one vector in one message, which has at most two vectors and 1024 tensors (`limits`)."""
 
 Sum = tuple[int, ...]
 """Shares of W, by number, that are added up."""
@@ -107,7 +110,10 @@ class SharedInputs:
 
     def _pieces(self, share: int, columns: Sequence[int]) -> list[Tensor | Seeded]:
         if share < len(self._random):
-            return [self._random[share][column] for column in columns]
+            seeded = [self._random[share][column] for column in columns]
+            # As many seeds as a message may have tensors: beyond, numbers travel.
+            many = len(seeded) > _MOST_SEEDS
+            return [torch.cat([one.expand() for one in seeded], dim=1)] if many else [*seeded]
         return [take(self._last, self._grid, columns).contiguous()]
 
 

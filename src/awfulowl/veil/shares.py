@@ -32,7 +32,8 @@ class InputShares(Sharing):
     **Theorem.** Any k - 1 domains learn nothing of the inputs. **Proof.** They have k - 1 of k shares: by the
     lemma, uniform and independent of x. What they compute is made of that and of W, which is independent of x.
 
-    A coalition with a share f of many domains sees f^k of the inputs, but holds 1 - (1 - f)^k of the weights.
+    With one domain to each lane, a coalition with a share f of many domains sees f^k of the inputs, but holds
+    1 - (1 - f)^k of the weights.
     """
 
     whole = ((0, 0),)
@@ -99,4 +100,4 @@ def sharing_of(name: str | None) -> Sharing:
     kind, _, count = name.partition(":")
     if kind == "inputs" and count.isascii() and count.isdigit() and len(count) <= 3:
         return InputShares(int(count))
-    raise InputError(f"sharing {name!r} is none of {', '.join(SHARINGS)}; None shares nothing")
+    raise InputError(f"sharing {name!r} is none of {', '.join(SHARINGS)} (inputs:2 to inputs:{MOST_SHARES}); None shares nothing")

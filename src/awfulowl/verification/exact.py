@@ -14,8 +14,8 @@ most 2^(-b k), in a convolution too (e is then one wrong position): k is chosen 
 **Why no rounding and no wrapping.** Products are computed as `arithmetic.pieces` says, modulo 2^64 and else
 exactly. With m outputs and |e| <= E in each, |r e| <= 2^(b-1) m E, and below 2^64 a number is 0 if it is 0
 modulo 2^64. Answers of 4 bytes have E <= 2^32. Longer ones are held to the bound B >= |W x| first, so E <= 2 B.
-b is the largest that 2^(b-1) m E < 2^63 allows, and at 4 bytes no larger than a single piece allows, which is
-faster than any other number of vectors: b + 32 + ⌈log2 m⌉ <= 55.
+b is the largest up to 16 that 2^(b-1) m E < 2^63 allows, and at 4 bytes what a single piece allows:
+b + 32 + ⌈log2 m⌉ <= 55.
 
 Secrets are renewed as in `freivalds`: a device that learns whether it passed learns a little about r.
 """

@@ -127,8 +127,13 @@ def encode(
     return [piece for piece in pieces if len(piece)]
 
 
-def decode(message: Buffer, limits: Limits) -> tuple[Header, list[Tensor]]:
+def decode(message: Buffer, limits: Limits, *, seeds: bool = True) -> tuple[Header, list[Tensor]]:
     """Return the header of a message and its tensors, which are views of it and must not be written to.
+
+    Args:
+        message: all of it.
+        limits: what is accepted.
+        seeds: whether its sender may give tensors by seeds, which cost a receiver more than they cost to send.
 
     Raises:
         VersionError: the message is of another version of the protocol.
@@ -145,7 +150,7 @@ def decode(message: Buffer, limits: Limits) -> tuple[Header, list[Tensor]]:
         raise ProtocolError(f"the header promises {promised} bytes, the message has {len(view)}")
     if any(view[place.gap : place.start].tobytes().strip(b"\0") for place in places):
         raise ProtocolError("the padding between tensors is not zero")
-    if fault := _fault(header):
+    if fault := _fault(header, seeds=seeds):
         raise ProtocolError(fault)
     return header, [_tensor(view, place, announced) for place, announced in zip(places, header.tensors, strict=True)]
 
@@ -196,11 +201,11 @@ def _header(packed: memoryview) -> Header:
         raise ProtocolError(f"the header is not one of this protocol: {plain(str(error), 200)}") from None
 
 
-def _fault(header: Header) -> str | None:
+def _fault(header: Header, *, seeds: bool = True) -> str | None:
     if isinstance(header.body, Request) != (header.id > 0):
         return f"{verb(header.body)} with id {header.id}: requests count from 1, other messages have 0"
     seeded = any(tensor.seed is not None for tensor in header.tensors)
-    fault = "takes no seeds" if seeded and not header.body.seeds else header.body.fault(header.tensors)
+    fault = "takes no seeds" if seeded and not (seeds and header.body.seeds) else header.body.fault(header.tensors)
     return f"{verb(header.body)} {fault}" if fault else None
 
 

@@ -1,5 +1,6 @@
 """Lanes: of a shared column no domain ever has two, in plans, over any churn, and in what is saved of them."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from torch import nn
 
+import awfulowl as owl
 from awfulowl.errors import RuleError
 from awfulowl.placement.assignment import Assignment
 from awfulowl.placement.cutting import Layer
+from awfulowl.placement.exposure import expose
 from awfulowl.placement.ledger import Device, Ledger
 from awfulowl.placement.options import Options, Shape
 from awfulowl.placement.plan import Plan
@@ -476,3 +480,25 @@ def test_layers_of_other_arithmetic_are_no_panel() -> None:
         ("q", "int8", None),
         ("k+v", "int16", 0.5),
     ]
+
+
+@pytest.mark.parametrize(("sharing", "domains"), [("inputs:2", 8), ("inputs:3", 9), ("replicated", 12)])
+def test_coalitions_have_what_the_documents_say(sharing: str, domains: int) -> None:
+    """f^k, 1 - (1 - f)^k and 3 f^2 - 2 f^3 are for many domains with one holder a lane, which is the default."""
+    parties = {f"d{number}": f"party{number}" for number in range(domains)}
+    made = owl.plan(nn.Linear(64, 8), devices=parties, block=4, arithmetic="int8", sharing=sharing)
+    assert made.rules.replicas == 1
+    for one in expose(made, churn=0).panels[0].coalitions:
+        f, n, m = one.members / domains, domains, one.members
+        if sharing == "replicated":
+            seen = 3 * f**2 - 2 * f**3
+            held = seen
+        else:
+            k = int(sharing[-1])
+            seen, held = f**k, 1 - (1 - f) ** k
+        # Drawn without replacement from n domains: exact in the limit, off by at most k^2 / n here.
+        assert abs(one.seen - seen) <= 9 / n * max(f, 0.1)
+        assert abs(one.held - held) <= 9 / n * max(f, 0.1)
+        exact = math.comb(n - 2, m - 2) / math.comb(n, m) if sharing == "inputs:2" and m >= 2 else None
+        if exact is not None:
+            assert one.seen == pytest.approx(exact)

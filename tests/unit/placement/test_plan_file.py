@@ -69,7 +69,7 @@ def test_two_files_of_one_plan_differ(path: Path) -> None:
 def test_the_format_is_what_the_docstring_says(saved: Path) -> None:
     content = saved.read_bytes()
     header, nonce, sealed = content[:16], content[16:28], content[28:]
-    assert header == b"AWFULOWL PLAN\n\x00\x01"
+    assert header == b"AWFULOWL PLAN\n\x00\x02"
     info = b"awfulowl plan file, ChaCha20-Poly1305"
     key = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=info).derive(KEY)
     plain = ChaCha20Poly1305(key).decrypt(nonce, sealed, header)
@@ -103,7 +103,7 @@ def test_every_truncation_is_found(saved: Path, path: Path) -> None:
 @given(st.binary(max_size=300), st.booleans())
 def test_any_bytes_are_a_plan_or_a_plan_error(saved: Path, junk: bytes, ours: bool) -> None:
     where = saved.with_name("junk.plan")
-    where.write_bytes(MAGIC + b"\x00\x01" + junk if ours else junk)
+    where.write_bytes(MAGIC + b"\x00\x02" + junk if ours else junk)
     with pytest.raises(PlanError):
         load(where, KEY)
 
@@ -113,7 +113,7 @@ def sealed(plain: bytes) -> bytes:
     key = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=b"awfulowl plan file, ChaCha20-Poly1305").derive(
         KEY
     )
-    header = MAGIC + b"\x00\x01"
+    header = MAGIC + b"\x00\x02"
     return header + b"n" * 12 + ChaCha20Poly1305(key).encrypt(b"n" * 12, plain, header)
 
 
@@ -145,7 +145,7 @@ def test_another_version_is_named(saved: Path, path: Path) -> None:
     content = bytearray(saved.read_bytes())
     content[15] = 7
     path.write_bytes(content)
-    with pytest.raises(PlanError, match="has version 7; this release reads version 1"):
+    with pytest.raises(PlanError, match="has version 7; this release reads version 2"):
         load(path, KEY)
 
 

@@ -318,3 +318,13 @@ def test_a_device_can_neither_answer_with_seeds_nor_be_believed_if_it_does() -> 
     header = applied(seeded(1, 2**20), session=linked.owner.handle, id=0, body=body)
     (frame,) = frames([packed(header)], 1, DEFAULT.chunk_bytes)
     assert "answer takes no seeds" in str(violation(linked.owner.receive(frame, linked.now)))
+
+
+@pytest.mark.usefixtures("nothing_is_expanded")
+def test_an_owner_expands_no_seeds_whatever_verb_they_come_with() -> None:
+    """An apply of a device is not for it to say; that it is, is found out after the message was decoded."""
+    linked = Linked().opened()
+    assert linked.owner.handle is not None
+    header = applied(seeded(1, 2**20), session=linked.owner.handle)
+    (frame,) = frames([packed(header)], 2**40, DEFAULT.chunk_bytes)
+    assert "apply takes no seeds" in str(violation(linked.owner.receive(frame, linked.now)))

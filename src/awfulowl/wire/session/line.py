@@ -68,7 +68,8 @@ class Line:
             ProtocolError: the frame, or the message, is refused.
         """
         message = self._assembler.feed(frame)
-        return None if message is None else decode(message, self._limits)
+        # An owner expands no seeds: devices would make it allocate and compute for a few bytes.
+        return None if message is None else decode(message, self._limits, seeds=self._role is Role.DEVICE)
 
     def text(self, reason: str) -> str:
         """Return a reason as it may be sent and shown."""
