@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import awfulowl as owl
 from awfulowl.arithmetic.products import BACKENDS, Backend
 from awfulowl.device.lies import KINDS, Kind, Liar
-from awfulowl.errors import InputError, LocalError, RuleError, UnavailableError
+from awfulowl.errors import InputError, LocalError, PlanError, RuleError, UnavailableError
 from awfulowl.owner.peer import Standing
 from awfulowl.placement.options import Options
 from awfulowl.placement.survey import call_with
@@ -183,6 +183,22 @@ def test_an_empty_batch_has_an_empty_answer(fleet: MemoryFleet) -> None:
     with torch.no_grad():
         assert scattered(torch.empty(0, 20)).shape == (0, 6)
     fleet.release(scattered)
+
+
+def test_a_plan_serves_one_model_at_a_time(fleet: MemoryFleet) -> None:
+    """Devices know blocks by the plan's handles: a second scatter would replace the first one's shares."""
+    model = nn.Linear(20, 6).eval()
+    plan = owl.plan(model, devices=PARTIES, arithmetic="int8", sharing="replicated")
+    first = fleet.scatter(model, plan)
+    with pytest.raises(PlanError, match="in use on this fleet"):
+        fleet.scatter(model, plan)
+    x = torch.randn(2, 20)
+    with torch.no_grad():
+        assert torch.equal(first(x), plan.twin(model)(x))
+        fleet.release(first)
+        again = fleet.scatter(model, plan)
+        assert torch.equal(again(x), plan.twin(model)(x))
+    fleet.release(again)
 
 
 def test_too_few_domains_are_refused_with_a_way_out() -> None:
@@ -366,13 +382,13 @@ def test_a_candidate_whose_domain_got_another_lane_meanwhile_is_passed_over() ->
             taken = panel.cells[0]
             candidates = deployment.assignment.candidates
 
-            def stale(number: int, cell: int, alive: Any) -> list[str]:
+            def stale(panel_: int, cell: int, alive: Any) -> list[str]:
                 """Count as candidates, first of all, those that hold another lane of the column."""
                 lanes = [one for one in panel.cells if one.column == panel.cells[cell].column]
                 others = [name for one in lanes if one.lane != panel.cells[cell].lane for name in one.holders]
-                return [*others, *candidates(number, cell, alive)]
+                return [*others, *candidates(panel_, cell, alive)]
 
-            deployment.assignment.candidates = stale  # type: ignore[method-assign]
+            deployment.assignment.candidates = stale  # type: ignore[method-assign,assignment]
             await world.kill(taken.holders[0])
             for _ in range(3):
                 x = world.inputs(3)

@@ -7,9 +7,9 @@ and of the others the fastest is in.
 """
 
 import functools
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import ClassVar, Final, NamedTuple, final
 
@@ -25,9 +25,6 @@ from awfulowl.errors import InputError
 
 _WHOLE: Final = 9
 """Bytes of modulus of weights that stand for themselves."""
-
-_CHUNK_BYTES: Final = 1 << 22
-"""Patches that are laid out at a time: those that were just written are read from the cache."""
 
 _PIECE: Final = 1 << 20
 """Weights held in float64 at a time."""
@@ -84,9 +81,13 @@ class Backend(ABC):
             raise InputError(f"weights modulo 2^{8 * weights.modulus_bytes} give no products of {width} bytes")
         if isinstance(kernel, Dense):
             return self.dense(weights.planes, x, width)
+        planes = weights.planes
+        size = planes.shape[3:]
+        shape = output_shape(kernel, planes.shape[1], tuple(size), x.shape)
         if groups > 1:
-            return _grouped(kernel, self.restore(weights.planes), x, groups, width)
-        return _convolve(self, kernel, weights.planes, x, width)
+            return _in_ring(_convolve(kernel, size, x, shape, partial(_grouped, self.restore(planes), groups)), width)
+        matrix = planes.movedim(2, -1).reshape(*planes.shape[:2], -1)
+        return _convolve(kernel, size, x, shape, lambda rows: self.dense(matrix, rows, width))
 
 
 class Oracle(Backend):
@@ -187,46 +188,41 @@ def _in_ring(y: Tensor, width: int) -> Tensor:
     return y.to(torch.int32) if width <= 4 else y
 
 
-def _convolve(backend: Backend, kernel: Convolution, planes: Tensor, x: Tensor, width: int) -> Tensor:
-    """Multiply patches, some samples at a time."""
-    size = planes.shape[3:]
-    matrix = planes.movedim(2, -1).reshape(*planes.shape[:2], -1)
-    y = torch.cat([_by_patches(backend, kernel, matrix, size, part, width) for part in _parts(kernel, size, x)])
-    return y.view(*y.shape[:2], *_space(kernel, size, x))
-
-
-def _by_patches(
-    backend: Backend, kernel: Convolution, matrix: Tensor, size: Sequence[int], x: Tensor, width: int
+def _convolve(
+    kernel: Convolution, size: Sequence[int], x: Tensor, shape: tuple[int, ...], multiply: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    rows = patches(kernel, size, x)
-    return backend.dense(matrix, rows.flatten(0, 1), width).view(*rows.shape[:2], -1).mT
+    """Multiply patches, some at a time.
+
+    Args:
+        kernel: stride, padding and dilation.
+        size: taps along each axis.
+        x: (batch, channels, *space).
+        shape: (batch, outputs, *space') of the answer.
+        multiply: from rows of patches to (rows, outputs).
+    """
+    y: Tensor | None = None
+    for rows, where in patches(kernel, size, x):
+        part = multiply(rows)
+        if y is None:
+            y = part.new_empty((shape[0], *shape[2:], shape[1]))
+        target = y[where]
+        target.copy_(part.view(target.shape))
+    if y is None:
+        raise InputError(f"a convolution without outputs: {shape}")
+    return y.movedim(-1, 1).contiguous()
 
 
-def _parts(kernel: Convolution, size: Sequence[int], x: Tensor) -> Sequence[Tensor]:
-    """Split a batch so that the patches of a part stay in the cache."""
-    each = math.prod(_space(kernel, size, x)) * math.prod(size) * x.shape[1] * x.itemsize
-    return torch.split(x, max(1, _CHUNK_BYTES // max(1, each)))
+def _grouped(weight: Tensor, groups: int, rows: Tensor) -> Tensor:
+    """Multiply patches by all groups at once, in float64: there may be hundreds, of a few numbers each.
 
-
-def _space(kernel: Convolution, size: Sequence[int], x: Tensor) -> tuple[int, ...]:
-    return output_shape(kernel, 1, tuple(size), x.shape)[2:]
-
-
-def _grouped(kernel: Convolution, weight: Tensor, x: Tensor, groups: int, width: int) -> Tensor:
-    """Convolve all groups at once, in float64: there may be hundreds, of a few numbers each."""
-    size, inputs = weight.shape[2:], weight.shape[1]
+    Args:
+        weight: (outputs, inputs / groups, *size).
+        groups: of the convolution.
+        rows: (rows, taps * inputs).
+    """
     matrix = weight.movedim(1, -1).reshape(groups, len(weight) // groups, -1)
-    parts = [_grouped_part(kernel, matrix, (groups, inputs), size, part) for part in _parts(kernel, size, x)]
-    return _in_ring(torch.cat(parts).view(len(x), len(weight), *_space(kernel, size, x)), width)
-
-
-def _grouped_part(
-    kernel: Convolution, matrix: Tensor, shape: tuple[int, int], size: Sequence[int], x: Tensor
-) -> Tensor:
-    rows = patches(kernel, size, x)
-    by_group = rows.view(*rows.shape[:2], -1, *shape).movedim(3, 0).reshape(shape[0], rows.shape[:2].numel(), -1)
-    y = in_pieces(_linear, by_group, matrix, matrix.shape[2])
-    return y.view(shape[0], *rows.shape[:2], -1).permute(1, 0, 3, 2).reshape(len(x), -1, rows.shape[1])
+    by_group = rows.view(len(rows), -1, groups, weight.shape[1]).movedim(2, 0).reshape(groups, len(rows), -1)
+    return in_pieces(_linear, by_group, matrix, matrix.shape[2]).movedim(0, 1).reshape(len(rows), -1)
 
 
 BACKENDS: Final = (Oracle(), Pieces(), Digits())

@@ -16,6 +16,9 @@ from awfulowl.arithmetic.numbers import Integers
 _SMALLEST_STEP: Final = 2.0**-126
 """The smallest normal float32: vectors of zeros, and of what is no larger than rounding, become zeros."""
 
+_LARGEST_STEP: Final = 2.0**60
+"""Times an integer of 63 bits it is still a float32; samples with larger steps are scaled in float64."""
+
 
 @torch.no_grad()
 def steps(x: Tensor, numbers: Integers) -> Tensor:
@@ -59,6 +62,10 @@ def dequantise(y: Tensor, input_steps: Tensor, weight_steps: Tensor, out: Tensor
         out: float32 of the shape of y.
     """
     space = [1] * (y.dim() - 2)
+    of_inputs, of_weights = input_steps.view(-1, 1, *space), weight_steps.view(1, -1, *space)
     out.copy_(y)
-    out *= input_steps.view(-1, 1, *space)
-    out *= weight_steps.view(1, -1, *space)
+    out *= of_inputs
+    out *= of_weights
+    large = input_steps > _LARGEST_STEP
+    if bool(large.any()):
+        out[large] = (y[large].double() * of_inputs[large].double() * of_weights.double()).float()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from awfulowl.arithmetic.packing import pack
+from awfulowl.arithmetic.patches import padded_size
 from awfulowl.arithmetic.products import Weights, fastest
 from awfulowl.blocks.grid import Span
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel, output_shape, product
@@ -224,6 +225,12 @@ class Store:
             for length in output_shape(first.kernel, recipe.outputs, tuple(weight.shape[2:]), x.shape):
                 elements *= max(length, 0)
             total += (width or 4) * elements
+            if isinstance(first.kernel, Convolution):
+                padded = x.itemsize * padded_size(first.kernel, x.shape)
+                if padded > self._limits.max_message_bytes:
+                    raise LimitError(
+                        f"apply: padded inputs of {padded} bytes are over {self._limits.max_message_bytes}"
+                    )
         if total > self._limits.max_message_bytes:
             raise LimitError(f"apply: an answer of {total} bytes is over {self._limits.max_message_bytes}")
 

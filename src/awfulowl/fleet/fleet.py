@@ -87,7 +87,8 @@ class Fleet:
                 it, so that a restarted owner knows who saw what.
 
         Raises:
-            PlanError: the plan was made for another model, or names devices that this fleet does not have.
+            PlanError: the plan was made for another model, names devices that this fleet does not have, or serves a
+                model on this fleet already: devices know blocks by the plan's handles, once.
             ModelError: weights are unreadable.
             UnavailableError: devices are missing, or the blocks could not be loaded within `timeout_s`.
         """
@@ -98,6 +99,12 @@ class Fleet:
         unknown = {device.name for device in plan.devices} - {device.name for device in self.devices}
         if unknown:
             raise PlanError(f"the plan names devices that this fleet does not have: {', '.join(sorted(unknown))}")
+        handles = {handle for panel in plan.panels for handle in panel.slice_handles}
+        for other, _ in self._scattered.values():
+            if not handles.isdisjoint(other.panels[0].slice_handles):
+                raise PlanError(
+                    "this plan is in use on this fleet: release the model that it serves, or make a new plan"
+                )
         parts = tuple(parts_of(model, plan).values())
         weights = {name: product.weights for part in parts for name, product in part.products().items()}
         deployment = Deployment(self._engine, plan, weights, on_change)

@@ -171,7 +171,10 @@ def _raw(tensor: Tensor) -> memoryview:
 def _tensor(view: memoryview, place: _Place, announced: TensorHeader) -> Tensor:
     dtype = DTYPES[announced.dtype]
     if announced.seed is not None:
-        return Seeded(announced.seed, dtype, announced.shape).expand()
+        try:
+            return Seeded(announced.seed, dtype, announced.shape).expand()
+        except (RuntimeError, MemoryError):
+            raise LimitError("there is no memory left for what a seed stands for") from None
     if place.start == place.stop:
         return torch.empty(announced.shape, dtype=dtype)  # torch makes no view of no bytes
     count = (place.stop - place.start) // dtype.itemsize

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awfulowl.arithmetic import digits, products
+from awfulowl.arithmetic import digits, patches, products
 from awfulowl.arithmetic.products import BACKENDS, Backend, Digits, Weights
 from awfulowl.blocks.kernels import Convolution, Dense
 from awfulowl.errors import InputError
@@ -201,10 +201,13 @@ def test_sums_beyond_32_bits(backend: Backend, dtype: torch.dtype, largest: int,
 @backends
 @pytest.mark.parametrize("width", [3, 4, 8])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_pieces_make_no_difference(backend: Backend, groups: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chunk", [1, 2000, 6000])
+def test_pieces_make_no_difference(
+    backend: Backend, groups: int, width: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kernel = Convolution((2, 1), (1, 0), (1, 2))
     case = Case(kernel, integers(torch.int32, (6, 4, 2, 3), 1), integers(torch.int16, (5, 4 * groups, 6, 7), 2), groups)
-    monkeypatch.setattr(products, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(patches, "CHUNK_BYTES", chunk)
     monkeypatch.setattr(products, "_PIECE", 1)
     monkeypatch.setattr(digits, "EXACT_TERMS", 5)
     assert_multiplies(backend, case, width)

@@ -178,3 +178,18 @@ def test_what_is_rounded_is_its_own_rounding(numbers: Integers, x: Tensor) -> No
     back = q.float() * step.view(-1, *[1] * (x.dim() - 1))
     back = back.clamp(-torch.finfo(torch.float32).max, torch.finfo(torch.float32).max)
     assert torch.equal(quantise(back, step, numbers), q)
+
+
+@pytest.mark.parametrize("numbers", INTEGERS.values(), ids=INTEGERS)
+def test_nothing_overflows_on_the_way_back(numbers: Integers) -> None:
+    """Inputs of 1e36 on weights of 1e-6 have a product of 1e30, though y times the step of the inputs is no float32."""
+    weight, x = torch.full((4, 8), 1e-6), torch.full((2, 8), 1e36)
+    x[1] = 1.0
+    of_weights, of_inputs = steps(weight, numbers), steps(x, numbers)
+    y = quantise(x, of_inputs, numbers).long() @ quantise(weight, of_weights, numbers).long().T
+    out = torch.empty(2, 4)
+    dequantise(y, of_inputs, of_weights, out)
+    torch.testing.assert_close(out, (x.double() @ weight.double().T).float())
+    alone = torch.empty(1, 4)
+    dequantise(y[1:], of_inputs[1:], of_weights, alone)
+    assert torch.equal(alone[0], out[1])

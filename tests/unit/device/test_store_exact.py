@@ -162,3 +162,12 @@ def test_kernels_larger_than_their_input_are_refused() -> None:
     held.load([layout], [torch.ones(2, 2, 5, 5, dtype=torch.int8)])
     with pytest.raises(RefusedError, match="apply"):
         held.apply(asked(layout, 4), torch.ones(1, 2, 3, 3, dtype=torch.int8))
+
+
+def test_padding_beyond_a_message_is_refused_before_it_is_laid_out() -> None:
+    held = store()
+    kernel = Convolution(stride=(40_000, 40_000), padding=(20_000, 20_000), dilation=(1, 1))
+    layout = sheet([1], [1], kernel)
+    held.load([layout], [torch.ones(1, 1, 1, 1, dtype=torch.int8)])
+    with pytest.raises(LimitError, match="padded"):
+        held.apply(asked(layout, 4), torch.ones(1, 1, 2, 2, dtype=torch.int32))
