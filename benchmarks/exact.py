@@ -304,6 +304,7 @@ def main() -> None:
     found: list[Row] = []
     for name in options.only:
         start = perf_counter()
+        print(f"{name} ...", flush=True)
         rows = PARTS[name](options.quick)
         show(name, rows, perf_counter() - start)
         found += rows

@@ -201,6 +201,33 @@ def test_a_plan_serves_one_model_at_a_time(fleet: MemoryFleet) -> None:
     fleet.release(again)
 
 
+@each_mode
+def test_weights_that_changed_are_not_checked_against(arithmetic: str, sharing: str) -> None:
+    """Whoever trains the original on does not get honest devices accused when secrets are renewed."""
+
+    async def main() -> None:
+        async with World(LARGE, options=options_of(arithmetic, sharing)) as world:
+            old = world.deployment.checks[0]
+            world.weights["layer"].mul_(3.0)
+            world.deployment.renew(0)
+            await asyncio.sleep(1)
+            assert world.deployment.checks[0] is old
+            assert [event.kind for event in world.engine.ledger.events].count("not renewed") == 1
+            x = world.inputs(5)
+            world.expect(await world.multiply(x), x)
+            assert world.engine.ledger.lies_caught == 0
+
+    simulate(main())
+
+
+def test_a_plan_of_other_domains_than_the_fleets_is_refused(fleet: MemoryFleet) -> None:
+    model = nn.Linear(20, 6).eval()
+    others = {name: "b" if domain == "a" else domain for name, domain in PARTIES.items()}
+    plan = owl.plan(model, devices=others | {"d1": "x"}, arithmetic="int8", sharing="inputs:2")
+    with pytest.raises(PlanError, match=r"d1 is of domain 'x', the fleet says 'b'; make the plan with devices=fleet"):
+        fleet.scatter(model, plan)
+
+
 def test_too_few_domains_are_refused_with_a_way_out() -> None:
     with pytest.raises(RuleError, match=r"'one share'.*needs 3 domains.*d1@alice"):
         owl.plan(nn.Linear(4, 4), devices={"d1": "a", "d2": "b"}, arithmetic="int8", sharing="replicated")

@@ -4,7 +4,6 @@ from awfulowl.cli import json_output
 from awfulowl.cli.options import (
     Arithmetic,
     Block,
-    Budget,
     Devices,
     Json,
     Keep,
@@ -26,22 +25,22 @@ def inspect(
     keep: Keep = None,
     arithmetic: Arithmetic = "float32",
     sharing: Sharing = None,
-    error_budget: Budget = 0.01,
     seed: PlanSeed = None,
     json: Json = None,
 ) -> None:
     """Show what of a model can be scattered: layers, blocks, shares, traffic, what is kept, and what devices see."""
     from awfulowl.cli.plan_report import show
     from awfulowl.cli.planning import make
-    from awfulowl.placement.options import Options
+    from awfulowl.placement.options import Options, parse_arithmetic
 
     json_output.check_target(json)
+    kind, budget = parse_arithmetic(arithmetic)
     options = Options(
         block=parse_block(block),
         keep=names(keep),
-        arithmetic=arithmetic,
+        arithmetic=kind,
+        error_budget=budget,
         sharing=sharing,
-        error_budget=error_budget,
     )
     with Stages() as stages:
         made = make(model, parse_devices(devices), options, stages, seed=seed)

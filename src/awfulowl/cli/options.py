@@ -49,7 +49,8 @@ Arithmetic = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="float32, or exact integers: int8 (fast), int16 (near lossless), auto (by each layer's error).",
+        help="float32, or exact integers: int8 (fast), int16 (near lossless), auto (int8 where a layer's error on the "
+        "example is at most 1 %, else int16; auto:0.002 sets another limit).",
         autocompletion=lambda incomplete: _beginning(("float32", "int8", "int16", "auto"), incomplete),
     ),
 ]
@@ -62,9 +63,6 @@ Sharing = Annotated[
         autocompletion=lambda incomplete: _beginning(("inputs:2", "inputs:3", "replicated"), incomplete),
         show_default=False,
     ),
-]
-Budget = Annotated[
-    float, typer.Option(help="With --arithmetic auto: a layer's largest error in int8, over its product.")
 ]
 Keep = Annotated[
     list[str] | None,

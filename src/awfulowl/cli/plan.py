@@ -9,7 +9,6 @@ from awfulowl.cli import json_output, settings
 from awfulowl.cli.options import (
     Arithmetic,
     Block,
-    Budget,
     Devices,
     Json,
     Keep,
@@ -24,7 +23,7 @@ from awfulowl.cli.options import (
 )
 from awfulowl.cli.terminal import Stages, report
 from awfulowl.errors import InputError
-from awfulowl.placement.options import Options, Shape
+from awfulowl.placement.options import Options, Shape, parse_arithmetic
 
 _Share = Annotated[float | None, typer.Option(help="Largest share of a layer's input slices that a device may see.")]
 _DomainShare = Annotated[float | None, typer.Option(help="The same for a domain.")]
@@ -51,7 +50,6 @@ def plan(
     strict: _Strict = False,
     arithmetic: Arithmetic = "float32",
     sharing: Sharing = None,
-    error_budget: Budget = 0.01,
     seed: PlanSeed = None,
     output: _Output = None,
     show: _Show = None,
@@ -71,6 +69,7 @@ def plan(
         return
     if model is None:
         raise InputError("which model? Give MODEL to make a plan, or --show FILE to read one")
+    kind, budget = parse_arithmetic(arithmetic)
     options = Options(
         block=parse_block(block),
         replicas=replicas,
@@ -79,9 +78,9 @@ def plan(
         shape=shape,
         strict=strict,
         keep=names(keep),
-        arithmetic=arithmetic,
+        arithmetic=kind,
+        error_budget=budget,
         sharing=sharing,
-        error_budget=error_budget,
     )
     with Stages() as stages:
         made = planning.make(model, parse_devices(devices), options, stages, seed=seed)

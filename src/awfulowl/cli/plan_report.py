@@ -68,7 +68,10 @@ def show(report: PlanReport, console: Console) -> None:
     tables.show(console, report.model or "plan", _totals(report))
     console.print()
     tables.show(
-        console, "Layers: rows x columns of blocks; operations and traffic of a sample", _layers(report.plan.panels)
+        console,
+        "Layers: rows x columns of blocks; operations and traffic of a sample"
+        + ("; error of the integers on the example, over the layer's output" if _is_exact(report.plan.panels) else ""),
+        _layers(report.plan.panels),
     )
     console.print()
     tables.devices(console, report.plan.devices)
@@ -98,17 +101,27 @@ def _totals(report: PlanReport) -> Table:
             ("traffic a sample", size(report.bytes_per_sample)),
             ("arithmetic", report.plan.arithmetic),
             ("shared", "nothing" if report.plan.sharing is None else report.plan.sharing),
-            ("a device may see", f"{percent(rules.share)} of a layer's input slices"),
-            ("a domain may see", percent(rules.domain_share)),
+            *_limits(report),
         ],
     )
 
 
+def _limits(report: PlanReport) -> list[tuple[str, str]]:
+    """Return what single devices and domains may see; a lane of a sharing shows nothing by itself."""
+    if report.plan.sharing is not None:
+        return [("a domain gets", "at most one lane of each column, which shows nothing by itself")]
+    rules = report.plan.rules
+    return [
+        ("a device may see", f"{percent(rules.share)} of a layer's input slices"),
+        ("a domain may see", percent(rules.domain_share)),
+    ]
+
+
 def _layers(panels: Sequence[PanelSummary]) -> Table:
-    exact = any(panel.arithmetic != FLOAT32 for panel in panels)
+    exact = _is_exact(panels)
     table = tables.grid(
         "layer",
-        ("grid", "blocks", "weights", "ops", "devices", "traffic", *(("numbers", "error") if exact else ())),
+        ("grid", "blocks", "weights", "ops", "devices", "traffic", *(("arithmetic", "error") if exact else ())),
     )
     for panel in panels:
         table.add_row(
@@ -122,6 +135,10 @@ def _layers(panels: Sequence[PanelSummary]) -> Table:
             *((panel.arithmetic, _error(panel.error)) if exact else ()),
         )
     return table
+
+
+def _is_exact(panels: Sequence[PanelSummary]) -> bool:
+    return any(panel.arithmetic != FLOAT32 for panel in panels)
 
 
 def _error(error: float | None) -> str:

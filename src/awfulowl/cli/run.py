@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from awfulowl.cli import json_output, settings
-from awfulowl.cli.options import Arithmetic, Block, Identity, Json, Key, Model, Sharing, parse_block
+from awfulowl.cli.options import Block, Identity, Json, Key, Model, parse_block
 from awfulowl.cli.terminal import Stages, report, warn
-from awfulowl.placement.options import Options
+from awfulowl.errors import InputError
+from awfulowl.placement.options import Options, parse_arithmetic
 
 _Url = Annotated[str, typer.Option(metavar="URL", help="The broker: tls://host:4222; nats:// on this machine only.")]
 _Device = Annotated[list[Path], typer.Option(metavar="FILE", help="A device's enrolment; repeated for each.")]
@@ -17,6 +18,14 @@ _Plan = Annotated[
     typer.Option(
         metavar="FILE",
         help="A plan file of this model and these devices; who sees what from now on is written there.",
+        show_default=False,
+    ),
+]
+_Arithmetic = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="float32 (the default), int8, int16 or auto. For shares: owl plan --sharing -o FILE, then --plan FILE.",
         show_default=False,
     ),
 ]
@@ -34,8 +43,7 @@ def run(
     plan: _Plan = None,
     key: Key = None,
     block: Block = "auto",
-    arithmetic: Arithmetic = "float32",
-    sharing: Sharing = None,
+    arithmetic: _Arithmetic = None,
     batches: _Batches = 10,
     batch: _Batch = 8,
     plain: _Plain = False,
@@ -47,12 +55,15 @@ def run(
     json_output.check_target(json)
     if plain:
         warn(f"nothing is sealed: whoever runs the broker at {url} reads all blocks and activations")
+    if plan is not None and arithmetic is not None:
+        raise InputError("--arithmetic is of a new plan, and --plan names one: give one of the two")
+    kind, budget = parse_arithmetic(arithmetic or "float32")
     request = trial.Request(
         model=model,
         url=url,
         identity=identity,
         devices=tuple(device),
-        options=Options(block=parse_block(block), arithmetic=arithmetic, sharing=sharing),
+        options=Options(block=parse_block(block), arithmetic=kind, error_budget=budget),
         plan=plan,
         key=settings.key_file(key),
         batches=batches,

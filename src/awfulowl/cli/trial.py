@@ -57,6 +57,8 @@ class Trial(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
     equal_to_twin: bool | None = None
     """Whether the last answer was that of the local twin, bit for bit; None in float32, which has none."""
+    arithmetic: str = FLOAT32
+    sharing: str | None = None
 
 
 def run(request: Request, stages: Stages) -> Trial:
@@ -130,6 +132,8 @@ def _compare(
         statistics=statistics,
         notes=plan.notes,
         equal_to_twin=equal,
+        arithmetic=plan.arithmetic,
+        sharing=plan.sharing,
     )
 
 
@@ -173,7 +177,11 @@ def _largest(x: Tensor) -> float:
 def _twin(trial: Trial) -> list[tuple[str, str]]:
     if trial.equal_to_twin is None:
         return []
-    return [("the same integers here", "equal, bit for bit" if trial.equal_to_twin else "NOT EQUAL")]
+    kind = f"{trial.arithmetic}, {'nothing' if trial.sharing is None else trial.sharing} shared"
+    return [
+        ("arithmetic", kind),
+        ("the same integers here", "equal, bit for bit" if trial.equal_to_twin else "NOT EQUAL"),
+    ]
 
 
 def show(trial: Trial, console: Console) -> None:

@@ -12,16 +12,17 @@ from awfulowl.allocator import give_back
 from awfulowl.errors import InputError, PlanError, ScatteredError
 from awfulowl.fabric.base import Fabric
 from awfulowl.limits import DEFAULT, Limits
-from awfulowl.owner.deployment import Deployment, Progress
+from awfulowl.owner.deployment import Deployment
 from awfulowl.owner.engine import Engine
 from awfulowl.owner.gather import gather
 from awfulowl.owner.ledger import Event
+from awfulowl.owner.loading import Progress
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.math_threads import single_threaded
 from awfulowl.owner.modules import scatter
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.policy import Policy
-from awfulowl.placement.ledger import Device
+from awfulowl.placement.ledger import UNKNOWN, Device
 from awfulowl.placement.plan import Plan, model_digest
 from awfulowl.placement.survey import Part, parts_of
 
@@ -87,8 +88,8 @@ class Fleet:
                 it, so that a restarted owner knows who saw what.
 
         Raises:
-            PlanError: the plan was made for another model, names devices that this fleet does not have, or serves a
-                model on this fleet already: devices know blocks by the plan's handles, once.
+            PlanError: the plan was made for another model, names devices that this fleet does not have or knows in
+                other domains, or serves a model on this fleet already: devices know its handles once.
             ModelError: weights are unreadable.
             UnavailableError: devices are missing, or the blocks could not be loaded within `timeout_s`.
         """
@@ -99,6 +100,7 @@ class Fleet:
         unknown = {device.name for device in plan.devices} - {device.name for device in self.devices}
         if unknown:
             raise PlanError(f"the plan names devices that this fleet does not have: {', '.join(sorted(unknown))}")
+        self._check_domains(plan)
         handles = {handle for panel in plan.panels for handle in panel.slice_handles}
         for other, _ in self._scattered.values():
             if not handles.isdisjoint(other.panels[0].slice_handles):
@@ -113,6 +115,16 @@ class Fleet:
         scattered = scatter(model, deployment, parts, self._loop)
         self._scattered[scattered] = deployment, parts
         return scattered
+
+    def _check_domains(self, plan: Plan) -> None:
+        """Refuse a plan in which a device is of another domain than here: its rules would mean nothing."""
+        known = {device.name: device.domain for device in self.devices if device.domain != UNKNOWN}
+        for device in plan.devices:
+            if device.domain != known.get(device.name, device.domain):
+                raise PlanError(
+                    f"the plan says that {device.name} is of domain {device.domain!r}, the fleet says "
+                    f"{known[device.name]!r}; make the plan with devices=fleet"
+                )
 
     def gather(self, scattered: nn.Module, *, timeout_s: float = 300.0) -> dict[str, Tensor]:
         """Fetch every scattered weight, verify it, and return a plain state_dict of the whole model.

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple, TypeVar
 import msgspec
 
 from awfulowl.device.control import Command, Corrupt, Delay, Join, Report, Told
-from awfulowl.device.lies import Kind
+from awfulowl.device.lies import KINDS, Kind
 from awfulowl.errors import InputError, UnavailableError
 from awfulowl.fabric.base import OWNER
 from awfulowl.fabric.broker import Broker
@@ -184,7 +184,13 @@ class LocalFleet(Fleet):
         self._processes[name] = process
 
     def corrupt(self, name: str, kind: Kind, size: float | None = None) -> None:
-        """Make a device lie from now on; `size` is the relative size of its errors."""
+        """Make a device lie from now on, in one of `device.lies.KINDS`; `size` is the relative size of its errors.
+
+        Raises:
+            InputError: there is no such device or kind.
+        """
+        if kind not in KINDS:
+            raise InputError(f"lies of kind {kind!r} are none of {', '.join(KINDS)}")
         self._process(name).tell(Corrupt(kind, size))
 
     def delay(self, name: str, delay_s: float) -> None:

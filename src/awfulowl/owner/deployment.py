@@ -8,20 +8,17 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from awfulowl.blocks.grid import Span
 from awfulowl.errors import LocalError, ModelError, PeerError, RuleError, UnavailableError
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.layout import Layouts, Outputs
+from awfulowl.owner.loading import Meter, Progress, rows_of, stack
 from awfulowl.owner.numbers import AnyCheck, Numbers, numbers_of
 from awfulowl.owner.peer import Peer, Standing
 from awfulowl.placement.assignment import Assignment
-from awfulowl.placement.plan import Panel, Plan
+from awfulowl.placement.plan import Plan
 from awfulowl.placement.plan import weights as weights_in
 from awfulowl.veil.shares import sharing_of
 from awfulowl.wire.messages import Load, Release, Sheet
-
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
 
 CellKey = tuple[int, int]
 """(panel, cell) by their numbers in the plan."""
@@ -54,8 +51,8 @@ class Deployment:
         self.sharing = sharing_of(plan.sharing)
         self.layouts: list[Layouts] = []
         self.numbers: list[Numbers] = []
-        self._weights = [_stack(panel, weights) for panel in self.panels]
-        self.member_rows = [[_rows_of(panel, member.rows) for member in panel.members] for panel in self.panels]
+        self._weights = [stack(panel, weights) for panel in self.panels]
+        self.member_rows = [[rows_of(panel, member.rows) for member in panel.members] for panel in self.panels]
         self.checks: list[AnyCheck] = []
         self.kept: set[int] = set()
         self._on_change = on_change
@@ -86,7 +83,7 @@ class Deployment:
         await self.engine.present(names, timeout_s)
         self.engine.watch(self)
         duties = {name: self.assignment.duties(name, names) for name in names}
-        meter = _Meter(sum(self._cell_bytes(key) for keys in duties.values() for key in keys), progress)
+        meter = Meter(sum(self._cell_bytes(key) for keys in duties.values() for key in keys), progress)
         try:
             async with asyncio.timeout(timeout_s):
                 await together(self._load_duties(self.engine.peers[name], meter) for name in names)
@@ -145,7 +142,7 @@ class Deployment:
                 holders.discard(peer.name)
         self.engine.spawn(self._load_duties(peer))
 
-    async def _load_duties(self, peer: Peer, meter: "_Meter | None" = None) -> None:
+    async def _load_duties(self, peer: Peer, meter: "Meter | None" = None) -> None:
         """Load what the assignment gives a device and it does not hold yet, in sheets of full rectangles."""
         duties = self.assignment.duties(peer.name, self._alive())
 
@@ -360,38 +357,24 @@ class Deployment:
 
     async def _renew(self, number: int) -> None:
         try:
-            self.checks[number] = await self.engine.compute(partial(self._new_check, number))
+            self.checks[number] = await self.engine.compute(partial(self._redrawn, number))
+        except ModelError as error:  # devices hold what the old secrets were drawn for: these stay
+            self.engine.note("not renewed", "", str(error))
         finally:
             self._renewing.discard(number)
+
+    def _redrawn(self, number: int) -> AnyCheck:
+        """Draw secrets anew, after a look at one block, chosen at random.
+
+        Raises:
+            ModelError: the weights changed since they were scattered.
+        """
+        cells = self.panels[number].cells
+        cell = cells[self.engine.entropy.below(len(cells))]
+        self.matrices(number, cell.lane, cell.rows, [cell.column])
+        return self._new_check(number)
 
     def multiply_here(self, number: int, x: Tensor, outputs: Outputs) -> Tensor:
         """Return the product of a panel that the owner took back."""
         grid, y = self.panels[number].grid, self.numbers[number].here(x)
         return torch.cat([y[:, grid.rows[row].start : grid.rows[row].stop] for row in outputs.rows], dim=1)
-
-
-class _Meter:
-    """Adds up progress over concurrent loads."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._total = total
-        self._done = 0
-        self._progress = progress
-
-    def add(self, count: int) -> None:
-        self._done += count
-        if self._progress is not None:
-            self._progress(self._done, self._total)
-
-
-def _rows_of(panel: Panel, span: Span) -> tuple[int, ...]:
-    """Return the rows of the grid that lie in a member's outputs."""
-    return tuple(row for row, at in enumerate(panel.grid.rows) if span.start <= at.start and at.stop <= span.stop)
-
-
-def _stack(panel: Panel, weights: Mapping[str, Sequence[Tensor]]) -> list[Tensor]:
-    """Return references to the weights of a panel's members, in the order of its outputs."""
-    missing = [member.product for member in panel.members if member.product not in weights]
-    if missing:
-        raise ModelError(f"the plan names {missing[0]!r}, which this model does not have")
-    return [tensor.detach() for member in panel.members for tensor in weights[member.product]]

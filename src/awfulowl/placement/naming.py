@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from awfulowl.errors import InputError
-from awfulowl.placement.ledger import Device
+from awfulowl.placement.ledger import UNKNOWN, Device
 
 
 class HasDevices(Protocol):
@@ -16,7 +16,7 @@ class HasDevices(Protocol):
 def name_devices(
     devices: "int | Sequence[str | Device] | Mapping[str, str] | HasDevices",
 ) -> tuple[Device, ...]:
-    """Return devices from a number (d1, d2, ...), names, a mapping of names to domains, or what has devices.
+    """Return devices from a number (d1, d2, ...), names (d1, or d1@alice), a mapping to domains, or what has devices.
 
     Raises:
         InputError: there are none, or two share a name.
@@ -26,7 +26,7 @@ def name_devices(
     elif isinstance(devices, Mapping):
         named = [Device(name, domain) for name, domain in devices.items()]
     elif isinstance(devices, Sequence):
-        named = [device if isinstance(device, Device) else Device(device) for device in devices]
+        named = [device if isinstance(device, Device) else _device(device) for device in devices]
     else:
         named = list(devices.devices)
     if not named:
@@ -34,3 +34,8 @@ def name_devices(
     if len({device.name for device in named}) != len(named):
         raise InputError("two devices share a name")
     return tuple(named)
+
+
+def _device(text: str) -> Device:
+    name, _, domain = text.partition("@")
+    return Device(name, domain or UNKNOWN)

@@ -11,6 +11,21 @@ ERROR_BUDGET: Final = 0.01
 Shape = Literal["columns", "rows", "rectangles", "scattered"]
 
 
+def parse_arithmetic(text: str) -> tuple[str, float]:
+    """Return the arithmetic and the error budget that a word means: "auto:0.002" sets the budget of auto.
+
+    Raises:
+        InputError: the budget is no number.
+    """
+    kind, colon, budget = text.partition(":")
+    if kind != AUTO or not colon:
+        return text, ERROR_BUDGET
+    try:
+        return kind, float(budget)
+    except ValueError:
+        raise InputError(f"error budget {budget!r} is no number; an example is auto:0.002") from None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """Options of a plan; what is None is chosen by the planner, which says in the plan's notes what it relaxed.
@@ -54,7 +69,7 @@ class Options:
 
     def __post_init__(self) -> None:
         # These wait for PyTorch, and command lines are completed by what this module says.
-        from awfulowl.arithmetic.numbers import FLOAT32, integers  # noqa: PLC0415
+        from awfulowl.arithmetic.numbers import FLOAT32, NAMES  # noqa: PLC0415
         from awfulowl.veil.shares import sharing_of  # noqa: PLC0415
 
         sides = (self.block,) if isinstance(self.block, int) else self.block
@@ -65,8 +80,8 @@ class Options:
         for name, share in (("share", self.share), ("domain_share", self.domain_share)):
             if share is not None and not 0.0 < share <= 1.0:
                 raise InputError(f"{name} {share} is not in (0, 1]")
-        if self.arithmetic != AUTO:
-            integers(self.arithmetic)
+        if self.arithmetic not in {*NAMES, AUTO}:
+            raise InputError(f"arithmetic {self.arithmetic!r} is none of {', '.join((*NAMES, AUTO))}")
         if not 0.0 < self.error_budget < math.inf:
             raise InputError(f"error budget {self.error_budget} is not above 0")
         if sharing_of(self.sharing).shares > 1 and self.arithmetic == FLOAT32:

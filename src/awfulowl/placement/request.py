@@ -6,10 +6,9 @@ from typing import Literal
 import msgspec
 from torch import nn
 
-from awfulowl.errors import InputError
 from awfulowl.placement.ledger import Device
 from awfulowl.placement.naming import HasDevices, name_devices
-from awfulowl.placement.options import AUTO, ERROR_BUDGET, Options
+from awfulowl.placement.options import Options, parse_arithmetic
 from awfulowl.placement.plan import Plan, model_digest
 from awfulowl.placement.planner import make_plan
 from awfulowl.placement.precision import choose
@@ -67,22 +66,15 @@ def plan(
         RuleError: the rules cannot be met.
         InputError: an option is out of range.
     """
-    kind, _, budget = arithmetic.partition(":")
+    kind, budget = parse_arithmetic(str(arithmetic))
     options = Options(
         block=block,
         replicas=replicas,
         keep=tuple(keep),
         share=share,
         domain_share=domain_share,
-        arithmetic=kind if kind == AUTO else arithmetic,
-        error_budget=_number(budget) if kind == AUTO and budget else ERROR_BUDGET,
-        sharing=sharing,
+        arithmetic=kind,
+        error_budget=budget,
+        sharing=None if sharing is None else str(sharing),
     )
     return plan_model(model, example, name_devices(devices), options)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"error budget {text!r} is no number; an example is arithmetic='auto:0.002'") from None

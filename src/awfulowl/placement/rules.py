@@ -184,8 +184,8 @@ def _feasible_share(members: int, devices: int, replicas: int, standard: float) 
 
 
 def _notes(options: Options, rules: Rules, pools: Sequence[Sequence[Device]]) -> tuple[str, ...]:
-    if options.strict:
-        return ()
+    if options.strict or options.sharing is not None:
+        return ()  # of shares everybody may see many: less than a coalition's worth shows nothing
     devices = min(map(len, pools))
     domains = min(len(domain_sizes(pool)) for pool in pools)
     why = f"{_count(devices, 'device')} in {_count(domains, 'domain')}, {_count(rules.replicas, 'replica')}"

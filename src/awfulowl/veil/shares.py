@@ -100,5 +100,6 @@ def sharing_of(name: str | None) -> Sharing:
     kind, _, count = name.partition(":")
     if kind == "inputs" and count.isascii() and count.isdigit() and len(count) <= 3:
         return InputShares(int(count))
-    known = ", ".join(SHARINGS)
-    raise InputError(f"sharing {name!r} is none of {known} (inputs:2 to inputs:{MOST_SHARES}); None shares nothing")
+    raise InputError(
+        f"sharing {name!r} is none of inputs:2 to inputs:{MOST_SHARES} and replicated; leave it out to share nothing"
+    )

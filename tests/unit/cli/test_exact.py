@@ -33,6 +33,17 @@ def test_the_error_of_every_layer_is_shown(owl: Owl) -> None:
     assert "int8" in out
 
 
+def test_the_limit_of_auto_is_part_of_its_name(owl: Owl) -> None:
+    chosen = [
+        {
+            panel["arithmetic"]
+            for panel in owl("inspect", "digits", "--arithmetic", word, "--json", "-").json["plan"]["panels"]
+        }
+        for word in ("auto:0.5", "auto:1e-9")
+    ]
+    assert chosen == [{"int8"}, {"int16"}]
+
+
 def test_integers_take_fewer_bytes_than_floats(owl: Owl) -> None:
     traffic = [
         owl("inspect", "digits", "--arithmetic", arithmetic, "--json", "-").json["bytes_per_sample"]
@@ -68,9 +79,10 @@ def test_a_shared_plan_is_kept_and_read_again(owl: Owl, home: Path) -> None:
         (("--arithmetic", "int4"), 2, "float32, int8, int16"),
         (("--sharing", "inputs:2"), 2, "needs exact integers"),
         (("--arithmetic", "int8", "--sharing", "inputs:1"), 2, "between 2 and 8"),
-        (("--arithmetic", "int8", "--sharing", "shamir"), 2, "is none of inputs:2"),
+        (("--arithmetic", "int8", "--sharing", "shamir"), 2, "is none of inputs:2 to inputs:8"),
         (("--arithmetic", "int8", "--sharing", "inputs:2"), 2, "needs 2 domains"),
-        (("--arithmetic", "auto", "--error-budget", "0"), 2, "error budget"),
+        (("--arithmetic", "auto:0"), 2, "error budget"),
+        (("--arithmetic", "auto:x"), 2, "error budget"),
     ],
 )
 def test_what_cannot_be_is_said(owl: Owl, options: tuple[str, ...], code: int, words: str) -> None:

@@ -322,3 +322,16 @@ def test_the_budget_of_auto_can_be_said_in_one_word() -> None:
 def test_budgets_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(InputError):
         planned(nn.Linear(4, 4), torch.ones(1, 4), arithmetic=text)
+
+
+@pytest.mark.parametrize(
+    "options", [{"arithmetic": torch.int8}, {"arithmetic": None}, {"arithmetic": "int8", "sharing": 3}]
+)
+def test_options_of_other_types_are_refused_as_other_words_are(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="is none of"):
+        planned(nn.Linear(4, 4), **options)
+
+
+def test_names_may_say_their_domain() -> None:
+    plan = owl.plan(nn.Linear(8, 4), devices=["d1@a", "d2@b"], arithmetic="int8", sharing="inputs:2")
+    assert [(device.name, device.domain) for device in plan.devices] == [("d1", "a"), ("d2", "b")]

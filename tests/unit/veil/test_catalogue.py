@@ -67,7 +67,7 @@ def test_counts_that_hide_nothing_or_are_slips_are_refused(name: str) -> None:
 )
 def test_other_names_are_refused_with_those_that_there_are(name: str) -> None:
     with pytest.raises(
-        InputError, match=r"is none of inputs:2, inputs:3, replicated \(inputs:2 to inputs:8\); None shares nothing"
+        InputError, match=r"is none of inputs:2 to inputs:8 and replicated; leave it out to share nothing"
     ) as caught:
         sharing_of(name)
     assert repr(name) in str(caught.value)
