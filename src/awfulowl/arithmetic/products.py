@@ -42,17 +42,17 @@ class Weights(NamedTuple):
 
 
 class Backend(ABC):
-    """One way to multiply integers."""
+    """One way to multiply integers; unless it says otherwise, with weights as they are, in one plane."""
 
     name: ClassVar[str]
 
-    @abstractmethod
     def prepare(self, weight: Tensor) -> Weights:
         """Return integer weights (outputs, inputs / groups, *size) as `multiply` wants them."""
+        return Weights(weight[None])
 
-    @abstractmethod
     def restore(self, planes: Tensor) -> Tensor:
         """Return the integers that `planes` were prepared from."""
+        return planes[0]
 
     @abstractmethod
     def dense(self, planes: Tensor, x: Tensor, width: int) -> Tensor:
@@ -95,14 +95,6 @@ class Oracle(Backend):
 
     name: ClassVar[str] = "oracle"
 
-    def prepare(self, weight: Tensor) -> Weights:
-        """Keep the weights."""
-        return Weights(weight[None])
-
-    def restore(self, planes: Tensor) -> Tensor:
-        """Return the only plane."""
-        return planes[0]
-
     def dense(self, planes: Tensor, x: Tensor, width: int) -> Tensor:
         """Multiply in int64."""
         return _in_ring(x.to(torch.int64) @ planes[0].to(torch.int64).T, width)
@@ -112,14 +104,6 @@ class Pieces(Backend):
     """Products of digits in float64 (`pieces`): on every machine."""
 
     name: ClassVar[str] = "float64"
-
-    def prepare(self, weight: Tensor) -> Weights:
-        """Keep the weights."""
-        return Weights(weight[None])
-
-    def restore(self, planes: Tensor) -> Tensor:
-        """Return the only plane."""
-        return planes[0]
 
     def dense(self, planes: Tensor, x: Tensor, width: int) -> Tensor:
         """Multiply in float64, some outputs at a time."""
@@ -201,15 +185,15 @@ def _convolve(
         multiply: from rows of patches to (rows, outputs).
     """
     y: Tensor | None = None
-    for rows, where in patches(kernel, size, x):
+    for rows, (samples, positions) in patches(kernel, size, x):
         part = multiply(rows)
         if y is None:
-            y = part.new_empty((shape[0], *shape[2:], shape[1]))
-        target = y[where]
+            y = part.new_empty(shape)
+        target = y[samples, :, positions].movedim(1, -1)
         target.copy_(part.view(target.shape))
     if y is None:
         raise InputError(f"a convolution without outputs: {shape}")
-    return y.movedim(-1, 1).contiguous()
+    return y
 
 
 def _grouped(weight: Tensor, groups: int, rows: Tensor) -> Tensor:

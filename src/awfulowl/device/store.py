@@ -13,7 +13,7 @@ from torch import Tensor
 
 from awfulowl.arithmetic.packing import pack
 from awfulowl.arithmetic.patches import padded_size
-from awfulowl.arithmetic.products import Weights, fastest
+from awfulowl.arithmetic.products import Backend, Weights, fastest
 from awfulowl.blocks.grid import Span
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel, output_shape, product
 from awfulowl.device import dense
@@ -90,12 +90,16 @@ class Store:
         self._limits = limits
         self._accelerator = torch.device(accelerator)
         self._multiply = dense.fastest() if self._accelerator.type == "cpu" else dense.plain
-        self._backend = fastest(self._accelerator.type)
         self._memory_bytes = min(memory_bytes, limits.device_memory_bytes)
         self._sheets: list[_Held] = []
         self._at: dict[bytes, list[_Held]] = {}  # sheets by the slices that they hold
         self._recipes: OrderedDict[Apply, tuple[_Recipe, ...]] = OrderedDict()
         self.held_bytes = 0
+
+    @property
+    def _backend(self) -> Backend:
+        """What multiplies integers; found out when the first come, since trying takes some tens of milliseconds."""
+        return fastest(self._accelerator.type)
 
     def __len__(self) -> int:
         """Return the number of blocks held."""

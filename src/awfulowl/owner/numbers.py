@@ -175,8 +175,7 @@ class Exact(Numbers):
         self._steps: Final = torch.cat([one.steps for one in self._rounded])
         self._shared_weights = SharedWeights(sharing, numbers.ring, entropy)
         self._bound: Final = largest_sum(self._rounded, numbers)
-        self._shared = sharing.shares > 1
-        self.width = numbers.ring_bytes if self._shared else fewest_bytes(self._bound)
+        self.width = numbers.ring_bytes if sharing.shares > 1 else fewest_bytes(self._bound)
         self.weight_bytes = numbers.ring_bytes * sharing.parts if sharing.hides_weights else numbers.dtype.itemsize
 
     def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> ExactCheck:

@@ -36,7 +36,7 @@ from awfulowl.blocks.kernels import Dense, Kernel, output_shape
 from awfulowl.errors import InputError, ModelError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.sums import chunks, joined, multiply, weigh
-from awfulowl.verification.vectors import Projections, Rows, project, reached
+from awfulowl.verification.vectors import Projections, Rows, project
 
 MISS_BITS: Final = 40
 """A wrong sample is accepted with probability 2^-40 at most."""
@@ -176,7 +176,6 @@ class ExactCheck:
         Raises:
             InputError: `rows` was not named in `apart`.
         """
-        rows = reached(self.grid, columns) if rows is None else rows
         r, (s,) = self._sums.select(rows, columns)
         groups = self.grid.groups if columns is None else self.grid.columns[columns[0]].groups
         if tuple(rectangle.shape) != (r.shape[1], s.shape[-1] // groups, *self.grid.size):

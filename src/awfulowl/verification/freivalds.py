@@ -67,7 +67,7 @@ from awfulowl.errors import InputError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.rounding import variance
 from awfulowl.verification.sums import Expected, compare, expect
-from awfulowl.verification.vectors import Keeping, project, reached
+from awfulowl.verification.vectors import Keeping, project
 
 VECTORS: Final = 3
 Z: Final = 10.0
@@ -192,7 +192,6 @@ class Check:
         Raises:
             InputError: `rows` was not named in `apart`.
         """
-        rows = reached(self.grid, columns) if rows is None else rows
         secrets = self._keeping.select(rows, columns)
         groups = self.grid.groups if columns is None else self.grid.columns[columns[0]].groups
         outputs, inputs = secrets.r.shape[1], secrets.s.shape[-1]
