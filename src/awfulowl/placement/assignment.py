@@ -6,7 +6,7 @@ from collections.abc import Collection
 import msgspec
 
 from awfulowl.errors import InputError
-from awfulowl.placement.ledger import Device
+from awfulowl.placement.ledger import Device, unit
 from awfulowl.placement.plan import Plan, weights
 from awfulowl.placement.rules import Referee
 from awfulowl.randomness import SYSTEM, Entropy
@@ -64,15 +64,15 @@ class Assignment:
         """
         placed = self._plan.panels[panel].cells[cell]
         column, lane = placed.column, placed.lane
-        unit = lane * len(self._plan.panels[panel].grid.columns) + column
+        counted = unit(column, lane, len(self._plan.panels[panel].grid.columns))
         holders = self._holders[panel][cell]
         free = [device for name, device in self._devices.items() if name in alive and name not in holders]
         allowed = [device for device in free if self._referee.broken(panel, device, (column,), lane) is None]
         luck = self._entropy.uniform(len(allowed)).tolist()
         ranked = sorted(
             (
-                unit not in self._ledger.seen(panel, device.name),
-                unit not in self._ledger.seen_by_domain(panel, device.domain),
+                counted not in self._ledger.seen(panel, device.name),
+                counted not in self._ledger.seen_by_domain(panel, device.domain),
                 len(self._ledger.seen(panel, device.name)),
                 self._load[device.name],
                 chance,

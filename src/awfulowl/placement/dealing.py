@@ -7,7 +7,7 @@ from itertools import chain, pairwise
 from typing import NamedTuple
 
 from awfulowl.blocks.grid import Grid
-from awfulowl.placement.ledger import Device
+from awfulowl.placement.ledger import Device, by_domain
 from awfulowl.placement.options import Shape
 from awfulowl.placement.plan import weights
 from awfulowl.placement.rules import Referee
@@ -111,10 +111,8 @@ class Dealer:
         return [tuple(names) for names in hands]
 
     def _domains(self, devices: Sequence[Device]) -> list[list[Device]]:
-        members: dict[str, list[Device]] = {}
-        for device in devices:
-            members.setdefault(device.domain, []).append(device)
-        return sorted(members.values(), key=lambda own: (-len(own), sum(self._held[device.name] for device in own)))
+        members = by_domain(devices).values()
+        return sorted(members, key=lambda own: (-len(own), sum(self._held[device.name] for device in own)))
 
     def _ranked(self, devices: Sequence[Device], count: Mapping[str, int], *, last_round: bool) -> list[Device]:
         chance = iter(self._entropy.uniform(len(devices)).tolist())

@@ -24,6 +24,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from awfulowl.errors import InputError
+from awfulowl.placement.ledger import unit
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.rules import exactly
 from awfulowl.veil.base import Sharing
@@ -140,8 +141,8 @@ def expose(plan: Plan, *, shares: Sequence[float] = SHARES, churn: int = 1, alar
 
 def _lanes(history: Iterable[Collection[int]], columns: int, lanes: int) -> list[tuple[int, ...]]:
     """Return for each slice how many units ever had each of its lanes."""
-    had = Counter(unit for seen in history for unit in seen)
-    return [tuple(had[lane * columns + column] for lane in range(lanes)) for column in range(columns)]
+    had = Counter(counted for seen in history for counted in seen)
+    return [tuple(had[unit(column, lane, columns)] for lane in range(lanes)) for column in range(columns)]
 
 
 def _panel(plan: Plan, index: int, coalitions: tuple[Coalition, ...], sharing: Sharing) -> PanelExposure:

@@ -4,7 +4,7 @@ Exposure is counted in slices seen over the whole history, not in blocks held to
 input slice of every block that it holds, once is enough, and what was seen stays seen.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
@@ -18,6 +18,19 @@ class Device(Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     domain: str = UNKNOWN
+
+
+def by_domain(devices: Iterable[Device]) -> dict[str, list[Device]]:
+    """Return devices by their domains."""
+    members: dict[str, list[Device]] = {}
+    for device in devices:
+        members.setdefault(device.domain, []).append(device)
+    return members
+
+
+def unit(column: int, lane: int, columns: int) -> int:
+    """Return what the ledger counts a lane of one of so many columns as; `divmod` gives lane and column again."""
+    return lane * columns + column
 
 
 class Sealed(Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,7 +52,7 @@ class Ledger(Sealed, frozen=True):
     """The slices that were ever placed with each device and each domain, per panel.
 
     A slice counts from the moment it is placed, before anything is sent, so no crash can lose a sighting. Where inputs
-    are shared, what is seen are shares: lane l of column c is counted as c + l columns.
+    are shared, what is seen are shares: each lane of a column is counted for itself (`unit`).
     """
 
     devices: tuple[dict[str, set[int]], ...]

@@ -13,7 +13,7 @@ from awfulowl.errors import InputError, ModelError, RuleError
 from awfulowl.placement.capacity import Capacity, Lanes
 from awfulowl.placement.cutting import Layer, block_size, cut
 from awfulowl.placement.dealing import Dealer, parcels
-from awfulowl.placement.ledger import Device, Ledger
+from awfulowl.placement.ledger import Device, Ledger, by_domain
 from awfulowl.placement.options import Options
 from awfulowl.placement.plan import Cell, Member, Panel, Plan
 from awfulowl.placement.rules import Referee, Rules, choose_rules, domain_sizes
@@ -136,9 +136,7 @@ def _lanes(devices: Sequence[Device], options: Options) -> list[list[Device]]:
         RuleError: there are fewer domains than lanes.
     """
     wanted = sharing_of(options.sharing).lanes
-    domains: dict[str, list[Device]] = {}
-    for device in devices:
-        domains.setdefault(device.domain, []).append(device)
+    domains = by_domain(devices)
     if wanted > len(domains):
         raise RuleError(
             f"rule 'one share': sharing {options.sharing!r} needs {wanted} domains, and the devices are of "
@@ -222,9 +220,7 @@ def _pools(devices: Sequence[Device], options: Options, *, apart: bool) -> list[
     if not apart:
         return [list(devices)]
     lanes = sharing_of(options.sharing).lanes
-    domains: dict[str, list[Device]] = {}
-    for device in devices:
-        domains.setdefault(device.domain, []).append(device)
+    domains = by_domain(devices)
     if len(domains) < 2:
         raise RuleError(
             "rule 'separate neighbours': layers that follow each other need two domains, and all devices are of one; "

@@ -21,7 +21,7 @@ from typing import Final, Literal
 import msgspec
 
 from awfulowl.errors import RuleError
-from awfulowl.placement.ledger import UNKNOWN, Device, Ledger
+from awfulowl.placement.ledger import UNKNOWN, Device, Ledger, unit
 from awfulowl.placement.options import Options
 
 STANDARD_SHARE: Final = 0.25
@@ -76,15 +76,15 @@ class Referee:
     def broken(self, panel: int, device: Device, columns: Collection[int], lane: int = 0) -> Rule | None:
         """Return the rule that `device` would break by seeing these columns (one lane of them) of a panel, or None."""
         total = self._layers[panel][1]
-        known = self.ledger.seen_by_domain(panel, device.domain)
-        if any(unit % total in columns and unit // total != lane for unit in known):
-            return "one share"
-        columns = self._units(panel, columns, lane)
         seen = self.ledger.seen(panel, device.name)
-        if _beyond(seen, columns, slices_within(self.rules.share, total)):
+        seen_by_domain = self.ledger.seen_by_domain(panel, device.domain)
+        others = (column for other, column in (divmod(counted, total) for counted in seen_by_domain) if other != lane)
+        if any(column in columns for column in others):
+            return "one share"
+        new = self._units(panel, columns, lane)
+        if _beyond(seen, new, slices_within(self.rules.share, total)):
             return "device share"
-        seen = self.ledger.seen_by_domain(panel, device.domain)
-        if _beyond(seen, columns, slices_within(self.rules.domain_share, total)):
+        if _beyond(seen_by_domain, new, slices_within(self.rules.domain_share, total)):
             return "domain share"
         if self.rules.separate_neighbours and self._serves_neighbour(panel, device.domain):
             return "separate neighbours"
@@ -112,7 +112,7 @@ class Referee:
 
     def _units(self, panel: int, columns: Collection[int], lane: int) -> Collection[int]:
         """Return how the ledger counts a lane of some columns."""
-        return [lane * self._layers[panel][1] + column for column in columns]
+        return [unit(column, lane, self._layers[panel][1]) for column in columns]
 
     def _serves_neighbour(self, panel: int, domain: str) -> bool:
         return any(self.ledger.seen_by_domain(other, domain) for other in self._adjacent[panel])
