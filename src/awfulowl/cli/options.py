@@ -19,6 +19,11 @@ def _complete_model(incomplete: str) -> list[str]:
     return _beginning(MODELS, incomplete)
 
 
+def complete_arithmetic(incomplete: str) -> list[str]:
+    """Return the kinds of arithmetic that begin so."""
+    return _beginning(("float32", "int8", "int16", "auto"), incomplete)
+
+
 def _beginning(words: Sequence[str], incomplete: str) -> list[str]:
     return [word for word in words if word.startswith(incomplete)]
 
@@ -51,7 +56,7 @@ Arithmetic = Annotated[
         metavar="NAME",
         help="float32, or exact integers: int8 (fast), int16 (near lossless), auto (int8 where a layer's error on the "
         "example is at most 1 %, else int16; auto:0.002 sets another limit).",
-        autocompletion=lambda incomplete: _beginning(("float32", "int8", "int16", "auto"), incomplete),
+        autocompletion=complete_arithmetic,
     ),
 ]
 Sharing = Annotated[
@@ -89,14 +94,15 @@ def parse_devices(text: str) -> "tuple[Device, ...]":
         InputError: there are none, two share a name, or a name cannot be one.
     """
     from awfulowl.fabric.base import check_name
-    from awfulowl.placement.ledger import UNKNOWN, Device
     from awfulowl.placement.naming import name_devices
 
     text = text.strip()
     if text.lstrip("-").isdigit():
         return name_devices(int(text))
-    parts = [part.strip().partition("@") for part in text.split(",")]
-    return name_devices([Device(check_name(name), domain or UNKNOWN) for name, _, domain in parts])
+    devices = name_devices([part.strip() for part in text.split(",")])
+    for device in devices:
+        check_name(device.name)
+    return devices
 
 
 def parse_block(text: str) -> Literal["auto"] | int | tuple[int, int]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from awfulowl.cli import json_output, settings
-from awfulowl.cli.options import Block, Identity, Json, Key, Model, parse_block
+from awfulowl.cli.options import Block, Identity, Json, Key, Model, complete_arithmetic, parse_block
 from awfulowl.cli.terminal import Stages, report, warn
 from awfulowl.errors import InputError
 from awfulowl.placement.options import Options, parse_arithmetic
@@ -26,6 +26,7 @@ _Arithmetic = Annotated[
     typer.Option(
         metavar="NAME",
         help="float32 (the default), int8, int16 or auto. For shares: owl plan --sharing -o FILE, then --plan FILE.",
+        autocompletion=complete_arithmetic,
         show_default=False,
     ),
 ]
