@@ -19,6 +19,7 @@ from awfulowl.placement.options import Options
 from awfulowl.placement.survey import call_with
 from awfulowl.veil.base import SharedInputs
 from awfulowl.veil.shares import sharing_of
+from tests.answers import require_equal
 from tests.contract.adapters.cases import CASES, Case
 from tests.simulated.memory_fleet import MemoryFleet, memory_fleet
 from tests.simulated.world import World, simulate
@@ -42,18 +43,6 @@ few = settings(some, max_examples=4)
 def fleet() -> Iterator[MemoryFleet]:
     with memory_fleet(PARTIES) as opened:
         yield opened
-
-
-def flat(answer: object) -> list[Tensor]:
-    if isinstance(answer, Tensor):
-        return [answer]
-    return [part for one in answer for part in flat(one)] if isinstance(answer, tuple) else []
-
-
-def require_equal(one: object, other: object) -> None:
-    ours, theirs = flat(one), flat(other)
-    assert len(ours) == len(theirs) > 0
-    assert all(map(torch.equal, ours, theirs))
 
 
 def equals_twin(fleet: MemoryFleet, model: nn.Module, example: object, **options: Any) -> None:

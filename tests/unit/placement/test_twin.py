@@ -21,6 +21,7 @@ from awfulowl.errors import InputError, PlanError
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.survey import parts_of, with_products
 from awfulowl.placement.twin import twin
+from tests.answers import require_equal
 from tests.contract.adapters.cases import CASES, Case
 
 few = settings(
@@ -66,19 +67,6 @@ def defined(model: nn.Module, plan: Plan) -> Any:
     numbers = {member.product: INTEGERS[panel.arithmetic] for panel in plan.panels for member in panel.members}
     made = {name: one for part in parts.values() for name, one in part.products().items()}
     return with_products(model, parts, {name: by_definition(one, numbers[name]) for name, one in made.items()})
-
-
-def flat(answer: object) -> list[Tensor]:
-    if isinstance(answer, Tensor):
-        return [answer]
-    return [part for one in answer for part in flat(one)] if isinstance(answer, tuple) else []
-
-
-def require_equal(one: object, other: object) -> None:
-    ours, theirs = flat(one), flat(other)
-    assert len(ours) == len(theirs) > 0
-    assert all((mine.dtype, mine.shape) == (yours.dtype, yours.shape) for mine, yours in zip(ours, theirs, strict=True))
-    assert all(map(torch.equal, ours, theirs))
 
 
 # What it computes
