@@ -67,6 +67,9 @@ class Limits:
     device_memory_bytes: int = 64 * GIB
     """Weights that a device accepts from its owner, unless it is started with less."""
 
+    activation_bytes: int = 4 * GIB
+    """Inputs and gradients that a device under training keeps from one step to the next."""
+
     def fitting(self, max_payload_bytes: int) -> Self:
         """Return these limits with chunks that fit what a link takes."""
         return replace(self, chunk_bytes=min(self.chunk_bytes, max_payload_bytes))

@@ -68,3 +68,57 @@ def output_shape(kernel: Kernel, outputs: int, size: tuple[int, ...], x_shape: t
         )
     )
     return (x_shape[0], outputs, *space)
+
+
+def backward(kernel: Kernel, weight: Tensor, dy: Tensor, space: tuple[int, ...] = (), groups: int = 1) -> Tensor:
+    """Multiply gradients of outputs by the transpose of a rectangle of weights.
+
+    Args:
+        kernel: the kind of product.
+        weight: (out, in) for `Dense`, (out, in / groups, *size) for `Convolution`.
+        dy: (batch, out) or (batch, out, *space').
+        space: the spatial shape of the inputs, which dy does not always tell.
+        groups: groups of a convolution.
+
+    Returns:
+        dx: (batch, in) or (batch, in, *space).
+    """
+    if isinstance(kernel, Dense):
+        return dy @ weight
+    shape = (dy.shape[0], weight.shape[1] * groups, *space)
+    return _differentiate(kernel, dy, dy.new_empty(1).expand(shape), weight, groups)[0]
+
+
+def gradient(kernel: Kernel, size: tuple[int, ...], x: Tensor, dy: Tensor, groups: int = 1) -> Tensor:
+    """Return the gradient of a rectangle of weights: (out, in / groups, *size).
+
+    Args:
+        kernel: the kind of product.
+        size: of a convolution's kernel.
+        x: (batch, in) or (batch, in, *space).
+        dy: (batch, out) or (batch, out, *space').
+        groups: groups of a convolution.
+    """
+    if isinstance(kernel, Dense):
+        return dy.T @ x
+    shape = (dy.shape[1], x.shape[1] // groups, *size)
+    return _differentiate(kernel, dy, x, dy.new_empty(1).expand(shape), groups)[1]
+
+
+def _differentiate(kernel: Convolution, dy: Tensor, x: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Return dx and dW of a convolution; the one whose operand is an expanded number is asked for."""
+    wanted = [x.stride() == (0,) * x.dim(), weight.stride() == (0,) * weight.dim(), False]
+    grads = torch.ops.aten.convolution_backward(
+        dy,
+        x,
+        weight,
+        None,
+        kernel.stride,
+        kernel.padding,
+        kernel.dilation,
+        False,  # noqa: FBT003  not a transposed convolution; the operator takes no names
+        [0] * len(kernel.stride),
+        groups,
+        wanted,
+    )
+    return grads[0], grads[1]

@@ -5,7 +5,7 @@ import functools
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -25,8 +25,10 @@ _HOOK_TABLES = (
 )
 
 
-def substitute(model: nn.Module, replacements: Mapping[nn.Module, nn.Module], *, freeze: bool) -> nn.Module:
-    """Return a copy of a model in which some modules are replaced and no tensor is copied.
+def substitute(
+    model: nn.Module, replacements: Mapping[nn.Module, nn.Module], *, tensors: Literal["frozen", "same", "own"]
+) -> nn.Module:
+    """Return a copy of a model in which some modules are replaced.
 
     Modules, containers and other attributes are copied deeply, so that the original is never touched: what is
     shared inside the model is shared inside the copy, and hooks that are methods of its modules are methods of the
@@ -35,8 +37,8 @@ def substitute(model: nn.Module, replacements: Mapping[nn.Module, nn.Module], *,
     Args:
         model: left as it is.
         replacements: the new module for each old one, wherever it stands; they become part of the copy.
-        freeze: parameters and other tensors are aliases without gradient, in the same memory; otherwise they are
-            the very same objects.
+        tensors: parameters and other tensors are aliases without gradient in the same memory, or the very same
+            objects, or copies.
 
     Raises:
         ModelError: something in the model cannot be copied.
@@ -44,7 +46,10 @@ def substitute(model: nn.Module, replacements: Mapping[nn.Module, nn.Module], *,
     """
     memo: dict[int, Any] = {}
     for tensor in _tensors(model):
-        memo[id(tensor)] = _alias(tensor) if freeze or is_lazy(tensor) else tensor
+        if tensors == "frozen" or is_lazy(tensor):
+            memo[id(tensor)] = _alias(tensor)
+        elif tensors == "same":
+            memo[id(tensor)] = tensor
     own = {id(module) for module in model.modules()}
     for table in (vars(module).get(table, {}) for module in model.modules() for table in _HOOK_TABLES):
         owners = (owner for hook in table.values() for owner in _owners(hook))

@@ -9,6 +9,9 @@ from torch import Tensor
 Kind = Literal["one row", "two rows", "random", "low rank", "stale", "other block", "zeros", "sign"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
+StepKind = Literal["skipped", "doubled", "scaled", "stale"]
+STEP_KINDS: Final[tuple[StepKind, ...]] = get_args(StepKind)
+
 Lie = Callable[[Tensor, torch.Generator], Tensor]
 """From a right answer (batch, outputs, *space) to an error of any scale; the caller scales it."""
 
@@ -111,3 +114,33 @@ class Liar:
         if not all(map(torch.equal, false, answers)):
             self.requests.append(request)
         return false
+
+
+class Misstep:
+    """Falsifies the gradients that a device steps along (`Learner.tamper`); every time, or with some probability."""
+
+    def __init__(self, kind: StepKind, size: float = 0.1, probability: float = 1.0, seed: int = 0) -> None:
+        """Prepare to lie: `size` is by how much scaled gradients are longer."""
+        self.told = 0
+        self._kind = kind
+        self._size = size
+        self._probability = probability
+        self._generator = torch.Generator().manual_seed(seed)
+        self._last: dict[int, Tensor] = {}
+
+    def __call__(self, block: int, gradient: Tensor) -> None:
+        """Falsify the gradient of a block in place; stale ones are those of the step before."""
+        last = self._last.get(block)
+        if self._kind == "stale":
+            self._last[block] = gradient.clone()
+        if float(torch.rand((), generator=self._generator)) >= self._probability:
+            return
+        self.told += 1
+        if self._kind == "skipped":
+            gradient.zero_()
+        elif self._kind == "doubled":
+            gradient.mul_(2)
+        elif self._kind == "scaled":
+            gradient.mul_(1 + self._size)
+        elif last is not None:
+            gradient.copy_(last)

@@ -1,13 +1,11 @@
 """The blocks that a device holds, and the products it makes of them."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Final, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -17,9 +15,10 @@ from awfulowl.arithmetic.products import Backend, Weights, fastest
 from awfulowl.blocks.grid import Span
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel, output_shape, product
 from awfulowl.device import dense
+from awfulowl.device.sheets import Held, State, spans
 from awfulowl.errors import InputError, LimitError, RefusedError
 from awfulowl.limits import Limits
-from awfulowl.wire.messages import Apply, Sheet, Term
+from awfulowl.wire.messages import Apply, Load, Sheet, Term
 
 _REMEMBERED_RECIPES: Final = 1024
 
@@ -36,30 +35,6 @@ _HELD: Final = frozenset(
     }
 )
 """Types of weights: floats become float32, integers stay what they are."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Held:
-    """One loaded sheet: a full rectangle of blocks.
-
-    `weights` are float32 in one plane, or integers as the backend wants them.
-    """
-
-    weights: Weights
-    kernel: Kernel
-    groups: int
-    rows: dict[bytes, Span]
-    slices: dict[bytes, Span]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the weights take."""
-        return self.weights.planes.nbytes
-
-    def part(self, rows: Span, inputs: Span) -> Weights:
-        """Return the weights of a sub-rectangle, as a view."""
-        across = slice(inputs.start // self.groups, inputs.stop // self.groups)
-        return self.weights._replace(planes=self.weights.planes[:, rows.start : rows.stop, across])
 
 
 class _Product(NamedTuple):
@@ -88,60 +63,77 @@ class Store:
 
     def __init__(self, limits: Limits, memory_bytes: int, accelerator: str = "cpu") -> None:
         self._limits = limits
-        self._accelerator = torch.device(accelerator)
-        self._multiply = dense.fastest() if self._accelerator.type == "cpu" else dense.plain
+        self.accelerator: Final = torch.device(accelerator)
+        self._multiply = dense.fastest() if self.accelerator.type == "cpu" else dense.plain
         self._memory_bytes = min(memory_bytes, limits.device_memory_bytes)
-        self._sheets: list[_Held] = []
-        self._at: dict[bytes, list[_Held]] = {}  # sheets by the slices that they hold
+        self._sheets: list[Held] = []
+        self._at: dict[bytes, list[Held]] = {}  # sheets by the slices that they hold
         self._recipes: OrderedDict[Apply, tuple[_Recipe, ...]] = OrderedDict()
-        self.held_bytes = 0
 
     @property
     def _backend(self) -> Backend:
         """What multiplies integers; found out when the first come, since trying takes some tens of milliseconds."""
-        return fastest(self._accelerator.type)
+        return fastest(self.accelerator.type)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that all sheets take."""
+        return sum(sheet.nbytes for sheet in self._sheets)
+
+    def check_room(self, size: int) -> None:
+        """See whether there is room for so many bytes more.
+
+        Raises:
+            LimitError: there is not.
+        """
+        if self.held_bytes + size > self._memory_bytes:
+            raise LimitError(f"{self.held_bytes + size} bytes of blocks asked for, {self._memory_bytes} offered")
 
     def __len__(self) -> int:
         """Return the number of blocks held."""
         return sum(len(sheet.rows) * len(sheet.slices) for sheet in self._sheets)
 
-    def load(self, sheets: Sequence[Sheet], tensors: Sequence[Tensor]) -> None:
+    def load(self, request: Load, tensors: Sequence[Tensor]) -> None:
         """Hold these blocks; float16 and bfloat16 weights are raised to float32.
 
         Raises:
             RefusedError: a tensor does not fit its sheet, or a block is held already.
             LimitError: there is no memory left for them.
         """
-        if len(sheets) != len(tensors):
-            raise RefusedError(f"load: {len(sheets)} sheets came with {len(tensors)} tensors")
-        held = [self._hold(sheet, tensor) for sheet, tensor in zip(sheets, tensors, strict=True)]
-        size = sum(sheet.nbytes for sheet in held)
-        if self.held_bytes + size > self._memory_bytes:
-            raise LimitError(f"load: {self.held_bytes + size} bytes asked for, {self._memory_bytes} offered")
-        for sheet in held:
-            self._replace(sheet)
-            self._remember(sheet)
+        sheets, parts = request.sheets, request.parts
+        if len(sheets) * parts != len(tensors):
+            raise RefusedError(f"load: {len(sheets)} sheets of {parts} parts came with {len(tensors)} tensors")
+        held = []
+        for index, sheet in enumerate(sheets):
+            weight, *rest = (self._own(sheet, tensor) for tensor in tensors[index * parts : (index + 1) * parts])
+            held.append(self._hold(sheet, weight, State(request.step, rest)))
+        self.check_room(sum(new.nbytes for new in held))
+        for new in held:
+            self._replace(new)
+            self._remember(new)
         self._recipes.clear()
 
-    def _hold(self, sheet: Sheet, tensor: Tensor) -> _Held:
-        rows = _spans(sheet.rows, sheet.row_sizes)
-        slices = _spans(sheet.slices, sheet.slice_sizes)
-        size = len(sheet.kernel.stride) if isinstance(sheet.kernel, Convolution) else 0
+    def _own(self, sheet: Sheet, tensor: Tensor) -> Tensor:
+        """Return a copy on the accelerator: what came lies in memory for frames, which would be held as long."""
         wanted = (sum(sheet.row_sizes), sum(sheet.slice_sizes) // sheet.groups)
+        size = len(sheet.kernel.stride) if isinstance(sheet.kernel, Convolution) else 0
         if tensor.shape[:2] != wanted or tensor.dim() != 2 + size or tensor.dtype not in _HELD:
             raise RefusedError(f"load: {tensor.dtype} of shape {tuple(tensor.shape)} came for a sheet of {wanted}")
+        return tensor.to(self.accelerator, torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+    def _hold(self, sheet: Sheet, weight: Tensor, state: State) -> Held:
+        rows = spans(sheet.rows, sheet.row_sizes)
+        slices = spans(sheet.slices, sheet.slice_sizes)
         if sheet.groups > 1 and (isinstance(sheet.kernel, Dense) or len(slices) > 1 or len(rows) > 1):
             raise RefusedError("load: a sheet with groups is one block of a convolution")
-        if sheet.groups > 1 and (wanted[0] % sheet.groups or sheet.slice_sizes[0] % sheet.groups):
+        if sheet.groups > 1 and (len(weight) % sheet.groups or sheet.slice_sizes[0] % sheet.groups):
             raise RefusedError("load: the groups do not divide the block")
-        # A copy: the tensor lies in memory for frames, which a device would hold as long as the weights.
-        if tensor.is_floating_point():
-            weights = Weights(tensor.to(self._accelerator, torch.float32, copy=True)[None])
-        else:
-            weights = self._backend.prepare(tensor.to(self._accelerator, copy=True))
-        return _Held(weights, sheet.kernel, sheet.groups, rows, slices)
+        if any(part.dtype != weight.dtype or part.shape != weight.shape for part in state.parts):
+            raise RefusedError("load: the parts of a sheet are of different types or shapes")
+        weights = Weights(weight[None]) if weight.is_floating_point() else self._backend.prepare(weight)
+        return Held(weights, sheet.kernel, sheet.groups, rows, slices, state)
 
-    def _replace(self, new: _Held) -> None:
+    def _replace(self, new: Held) -> None:
         """Drop older sheets that hold a block of the new one: a repeated load is the later truth."""
         neighbours = {id(s): s for handle in new.slices for s in self._at.get(handle, ())}
         for old in [s for s in neighbours.values() if s.rows.keys() & new.rows.keys()]:
@@ -149,15 +141,13 @@ class Store:
                 raise RefusedError("load: the sheet overlaps blocks that are held as part of another sheet")
             self._forget(old)
 
-    def _remember(self, sheet: _Held) -> None:
+    def _remember(self, sheet: Held) -> None:
         self._sheets.append(sheet)
-        self.held_bytes += sheet.nbytes
         for handle in sheet.slices:
             self._at.setdefault(handle, []).append(sheet)
 
-    def _forget(self, sheet: _Held) -> None:
+    def _forget(self, sheet: Held) -> None:
         self._sheets.remove(sheet)
-        self.held_bytes -= sheet.nbytes
         for handle in sheet.slices:
             self._at[handle].remove(sheet)
 
@@ -174,7 +164,6 @@ class Store:
         self._sheets.clear()
         self._at.clear()
         self._recipes.clear()
-        self.held_bytes = 0
 
     def apply(self, request: Apply, x: Tensor) -> list[Tensor]:
         """Multiply: for each term a tensor of float32, or the parts of integers of as many bytes as the request says.
@@ -187,19 +176,20 @@ class Store:
             RefusedError: a block is not here, or the inputs do not fit the blocks.
             LimitError: the answer would be larger than one message.
         """
-        recipes = self._recipes.get(request)
+        asked = msgspec.structs.replace(request, keep=0) if request.keep else request
+        recipes = self._recipes.get(asked)
         if recipes is None:
-            recipes = self._look_up(request, x)
-            self._recipes[request] = recipes
+            recipes = self._look_up(asked, x)
+            self._recipes[asked] = recipes
             if len(self._recipes) > _REMEMBERED_RECIPES:
                 self._recipes.popitem(last=False)
         self._check_sizes(recipes, x, request.width)
         if request.width == 0:
-            x = x.to(self._accelerator, torch.float32)
+            x = x.to(self.accelerator, torch.float32)
         elif x.is_floating_point():
             raise RefusedError("apply: inputs of floats for blocks of integers")
         try:
-            x = x.to(self._accelerator)
+            x = x.to(self.accelerator)
             return [part.cpu() for recipe in recipes for part in self._sum(recipe, x, request.width)]
         except (InputError, RuntimeError) as error:  # the latter is PyTorch's word for shapes that do not fit
             raise RefusedError(f"apply: the inputs do not fit the blocks: {type(error).__name__}") from error
@@ -241,25 +231,34 @@ class Store:
     def _look_up(self, request: Apply, x: Tensor) -> tuple[_Recipe, ...]:
         if x.dim() < 2:
             raise RefusedError("apply: the inputs need a batch and a feature dimension")
-        inputs: dict[bytes, Span] = {}
-        position = 0
-        for handle in request.slices:
-            size = self._slice_size(handle)
-            inputs[handle] = Span(position, position + size)
-            position += size
-        if len(inputs) != len(request.slices) or position != x.shape[1]:
-            raise RefusedError(f"apply: inputs of width {x.shape[1]} for slices of width {position}")
+        inputs = self.slices(request.slices)
+        width = inputs[request.slices[-1]].stop
+        if width != x.shape[1]:
+            raise RefusedError(f"apply: inputs of width {x.shape[1]} for slices of width {width}")
         recipes = tuple(self._recipe(term, inputs) for term in request.terms)
         exact = request.width > 0
         if any(one.weights.planes.is_floating_point() == exact for recipe in recipes for one in recipe.products):
             raise RefusedError(f"apply: answers of {'integers' if exact else 'floats'} are asked of other blocks")
         return recipes
 
-    def _slice_size(self, handle: bytes) -> int:
+    def at(self, handle: bytes) -> Sequence[Held]:
+        """Return the sheets that hold a slice.
+
+        Raises:
+            RefusedError: none does.
+        """
         sheets = self._at.get(handle)
         if not sheets:
             raise RefusedError("a slice is named that is not held here")
-        return sheets[0].slices[handle].size
+        return sheets
+
+    def slices(self, handles: Sequence[bytes]) -> dict[bytes, Span]:
+        """Return where each of some slices lies when they lie side by side.
+
+        Raises:
+            RefusedError: one is not here, or comes twice.
+        """
+        return spans(handles, [self.at(handle)[0].slices[handle].size for handle in handles])
 
     def _recipe(self, term: Term, inputs: dict[bytes, Span]) -> _Recipe:
         if not term.rows or not term.slices:
@@ -275,7 +274,7 @@ class Store:
     def _append(self, products: list[_Product], rows: Sequence[bytes], handle: bytes, source: Span) -> int:
         """Add the products of one slice, joining neighbours that lie side by side in one sheet."""
         position = 0
-        for sheet, first, last in self._runs(rows, handle):
+        for sheet, first, last in self.runs(rows, handle):
             outputs = Span(sheet.rows[first].start, sheet.rows[last].stop)
             target = Span(position, position + outputs.size)
             position = target.stop
@@ -287,9 +286,13 @@ class Store:
                 products[-1] = joined
         return position
 
-    def _runs(self, rows: Sequence[bytes], handle: bytes) -> list[tuple[_Held, bytes, bytes]]:
-        """Return (sheet, first row, last row) so that together they are `rows`, each run contiguous in its sheet."""
-        runs: list[tuple[_Held, bytes, bytes]] = []
+    def runs(self, rows: Sequence[bytes], handle: bytes) -> list[tuple[Held, bytes, bytes]]:
+        """Return (sheet, first row, last row) so that together they are `rows`, each run contiguous in its sheet.
+
+        Raises:
+            RefusedError: a block is not here.
+        """
+        runs: list[tuple[Held, bytes, bytes]] = []
         for row in rows:
             sheet = next((s for s in self._at.get(handle, ()) if row in s.rows), None)
             if sheet is None:
@@ -300,41 +303,31 @@ class Store:
                 runs.append((sheet, row, row))
         return runs
 
-    def fetch(self, rows: Sequence[bytes], slices: Sequence[bytes]) -> Tensor:
-        """Return the rectangle rows x slices as it was loaded: (sum of rows, sum of slices / groups, *size).
+    def fetch(self, rows: Sequence[bytes], slices: Sequence[bytes], parts: int = 1) -> list[Tensor]:
+        """Return parts of the rectangle rows x slices as they are now: (sum of rows, sum of slices / groups, *size).
 
         Raises:
             RefusedError: a block is not here, or no rows or slices are named.
         """
         if not rows or not slices:
             raise RefusedError("fetch: no rows or no slices are named")
+        return [self._joined(rows, slices, part).cpu() for part in range(parts)]
+
+    def _joined(self, rows: Sequence[bytes], slices: Sequence[bytes], part: int) -> Tensor:
         columns = []
         for handle in slices:
-            parts = [
-                self._loaded(sheet.part(Span(sheet.rows[first].start, sheet.rows[last].stop), sheet.slices[handle]))
-                for sheet, first, last in self._runs(rows, handle)
+            pieces = [
+                self._part(sheet, Span(sheet.rows[first].start, sheet.rows[last].stop), sheet.slices[handle], part)
+                for sheet, first, last in self.runs(rows, handle)
             ]
-            columns.append(torch.cat(parts))
-        return torch.cat(columns, dim=1).cpu()
+            columns.append(torch.cat(pieces))
+        return torch.cat(columns, dim=1)
 
-    def _loaded(self, weights: Weights) -> Tensor:
-        planes = weights.planes
-        return planes[0] if planes.is_floating_point() else self._backend.restore(planes)
-
-    def digest(self, rows: Sequence[bytes], slices: Sequence[bytes]) -> Tensor:
-        """Return BLAKE2b-256 of the bytes of `fetch`, as 32 bytes (uint8)."""
-        content = self.fetch(rows, slices).numpy().tobytes()
-        return torch.frombuffer(bytearray(hashlib.blake2b(content, digest_size=32).digest()), dtype=torch.uint8)
-
-
-def _spans(handles: Sequence[bytes], sizes: Sequence[int]) -> dict[bytes, Span]:
-    edges = [0]
-    for size in sizes:
-        edges.append(edges[-1] + size)
-    spans = {handle: Span(*edge) for handle, edge in zip(handles, pairwise(edges), strict=False)}
-    if not handles or len(spans) != len(handles) or len(sizes) != len(handles):
-        raise RefusedError("load: handles and sizes do not match, or a handle comes twice")
-    return spans
+    def _part(self, sheet: Held, rows: Span, inputs: Span, part: int) -> Tensor:
+        weights = sheet.part(rows, inputs)
+        if not weights.planes.is_floating_point():
+            return self._backend.restore(weights.planes)
+        return weights.planes[0] if part == 0 else sheet.cut(sheet.state_part(part), rows, inputs)
 
 
 def _join(left: _Product, right: _Product) -> _Product | None:

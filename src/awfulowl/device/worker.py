@@ -11,12 +11,14 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
+from awfulowl.device.learning import Learner
 from awfulowl.device.store import Store
-from awfulowl.errors import AwfulOwlError, PeerError, RefusedError
+from awfulowl.errors import AwfulOwlError, PeerError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload
 from awfulowl.limits import DEFAULT, GIB, Limits
 from awfulowl.randomness import SYSTEM
 from awfulowl.wire import messages as verbs
+from awfulowl.wire.digest import digest
 from awfulowl.wire.session import (
     Cancelled,
     Closed,
@@ -52,7 +54,8 @@ class Offer:
 class Worker:
     """Serves one owner until it says bye: receives, queues, multiplies in order, answers.
 
-    `tamper` and `delay_s`, set only by tests, benchmarks and demonstrations, falsify answers and hold them back.
+    `tamper` and `delay_s`, set only by tests, benchmarks and demonstrations, falsify answers and hold them back; so
+    does `learner.tamper` with steps.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Worker:
         self._offer = offer
         self._executor = executor
         self._store = Store(limits, offer.memory_bytes, offer.accelerator)
+        self.learner = Learner(self._store, limits)
         self._limits = limits
         self._session = self._new_session(limits)
         self._queue: asyncio.Queue[Requested] = asyncio.Queue()
@@ -99,7 +103,7 @@ class Worker:
         except ExceptionGroup as group:
             raise group.exceptions[0] from None  # the others only say that the same link is lost
         finally:
-            self._store.clear()
+            self._drop()
             await link.close()
 
     def _new_session(self, limits: Limits) -> DeviceSession:
@@ -138,8 +142,12 @@ class Worker:
             case _:
                 raise TypeError(f"no session event: {type(event).__name__}")
 
-    def _forget(self) -> None:
+    def _drop(self) -> None:
         self._store.clear()
+        self.learner.clear()
+
+    def _forget(self) -> None:
+        self._drop()
         self._cancelled.clear()
         while not self._queue.empty():
             self._queue.get_nowait()
@@ -189,24 +197,34 @@ class Worker:
     def _do(self, request: Requested) -> Sequence[Tensor]:
         with torch.inference_mode():
             match request.body:
-                case verbs.Load(sheets=sheets):
-                    self._store.load(sheets, request.tensors)
+                case verbs.Load() as body:
+                    self._store.load(body, request.tensors)
                     return []
                 case verbs.Apply() as body:
                     return self._apply(request.id, body, request.tensors)
                 case verbs.Release(slices=slices):
                     self._store.release(slices)
                     return []
-                case verbs.Fetch(rows=rows, slices=slices):
-                    return [self._store.fetch(rows, slices)]
-                case verbs.Commit(rows=rows, slices=slices):
-                    return [self._store.digest(rows, slices)]
-                case verbs.ApplyTransposed() | verbs.Step():
-                    raise RefusedError("this device serves only: training is not part of its version")
+                case verbs.ApplyTransposed() as body:
+                    return self._tampered(request.id, self.learner.apply_transposed(body, request.tensors))
+                case verbs.Step() as body:
+                    self.learner.step(body)
+                    return []
+                case verbs.Measure() as body:
+                    return [self.learner.measure(body)]
+                case verbs.Fetch(rows=rows, slices=slices, parts=parts):
+                    return self._store.fetch(rows, slices, parts)
+                case verbs.Commit(rows=rows, slices=slices, parts=parts):
+                    return [digest(self._store.fetch(rows, slices, parts))]
                 case never:
                     assert_never(never)
 
     def _apply(self, id_: int, body: verbs.Apply, tensors: Sequence[Tensor]) -> list[Tensor]:
         x = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=1)
         answers = self._store.apply(body, x)
+        if body.keep:
+            self.learner.keep(body, x)
+        return self._tampered(id_, answers)
+
+    def _tampered(self, id_: int, answers: list[Tensor]) -> list[Tensor]:
         return answers if self.tamper is None else self.tamper(id_, answers)

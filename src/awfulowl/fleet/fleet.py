@@ -2,14 +2,14 @@
 
 import atexit
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from awfulowl.allocator import give_back
-from awfulowl.errors import InputError, PlanError, ScatteredError
+from awfulowl.errors import PlanError, ScatteredError
 from awfulowl.fabric.base import Fabric
 from awfulowl.limits import DEFAULT, Limits
 from awfulowl.owner.deployment import Deployment
@@ -20,8 +20,10 @@ from awfulowl.owner.loading import Progress
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.math_threads import single_threaded
 from awfulowl.owner.modules import scatter
+from awfulowl.owner.optimizer import FleetSGD, places, trainable
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.policy import Policy
+from awfulowl.owner.training import TrainedDeployment
 from awfulowl.placement.ledger import UNKNOWN, Device
 from awfulowl.placement.plan import Plan, model_digest
 from awfulowl.placement.survey import Part, parts_of
@@ -81,7 +83,8 @@ class Fleet:
         Args:
             model: the one that the plan was made for.
             plan: which block goes where.
-            train: not part of this version.
+            train: whether gradients pass, and `optimizer` may move the weights. The model then has kept tensors of its
+                own; every scattered layer is float32, without sharing.
             timeout_s: seconds until every block must be loaded.
             progress: called with bytes loaded and bytes in all.
             on_change: called with the new plan whenever a block is given to another device, before it is sent: save
@@ -90,11 +93,9 @@ class Fleet:
         Raises:
             PlanError: the plan was made for another model, names devices that this fleet does not have or knows in
                 other domains, or serves a model on this fleet already: devices know its handles once.
-            ModelError: weights are unreadable.
+            ModelError: weights are unreadable, or cannot be trained apart from others.
             UnavailableError: devices are missing, or the blocks could not be loaded within `timeout_s`.
         """
-        if train:
-            raise InputError("training is not part of this version; leave train=False")
         if plan.model != model_digest(model.named_parameters(remove_duplicate=False)):
             raise PlanError("this plan was made for another model: names, shapes or types of parameters differ")
         unknown = {device.name for device in plan.devices} - {device.name for device in self.devices}
@@ -109,7 +110,11 @@ class Fleet:
                 )
         parts = tuple(parts_of(model, plan).values())
         weights = {name: product.weights for part in parts for name, product in part.products().items()}
-        deployment = Deployment(self._engine, plan, weights, on_change)
+        if train:
+            moving = trainable(model, plan, parts)
+            deployment: Deployment = TrainedDeployment(self._engine, plan, weights, moving, on_change)
+        else:
+            deployment = Deployment(self._engine, plan, weights, on_change)
         self._loop.run(deployment.start(timeout_s, progress), timeout_s + 30)
         give_back()  # loading took frames and scratch that serving does not need
         scattered = scatter(model, deployment, parts, self._loop)
@@ -125,6 +130,34 @@ class Fleet:
                     f"the plan says that {device.name} is of domain {device.domain!r}, the fleet says "
                     f"{known[device.name]!r}; make the plan with devices=fleet"
                 )
+
+    def optimizer(
+        self,
+        scattered: nn.Module,
+        params: Iterable[nn.Parameter] | Iterable[Mapping[str, Any]] | None = None,
+        *,
+        lr: float,
+        **options: Any,
+    ) -> FleetSGD:
+        """Return stochastic gradient descent for a model under training: here and at devices alike.
+
+        Args:
+            scattered: from `scatter` with train=True.
+            params: some of its parameters, or groups with options of their own; None for all.
+            lr: the learning rate.
+            options: momentum, dampening, weight_decay, nesterov, maximize as in `torch.optim.SGD`; and
+                decoupled_weight_decay.
+
+        Raises:
+            ScatteredError: the model was not scattered by this fleet, or not for training.
+            InputError: an option cannot be had, or parameters that are trained together are in different groups.
+        """
+        deployment, parts = self._scattering(scattered)
+        if not isinstance(deployment, TrainedDeployment):
+            raise ScatteredError("this model was scattered to be served: scatter it with train=True")
+        return FleetSGD(
+            scattered, deployment, places(scattered, deployment, parts), self._loop, params, lr=lr, **options
+        )
 
     def gather(self, scattered: nn.Module, *, timeout_s: float = 300.0) -> dict[str, Tensor]:
         """Fetch every scattered weight, verify it, and return a plain state_dict of the whole model.

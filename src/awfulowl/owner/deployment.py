@@ -51,12 +51,12 @@ class Deployment:
         self.sharing = sharing_of(plan.sharing)
         self.layouts: list[Layouts] = []
         self.numbers: list[Numbers] = []
-        self._weights = [stack(panel, weights) for panel in self.panels]
+        self.weights = [stack(panel, weights) for panel in self.panels]
         self.member_rows = [[rows_of(panel, member.rows) for member in panel.members] for panel in self.panels]
         self.checks: list[AnyCheck] = []
         self.kept: set[int] = set()
         self._on_change = on_change
-        self._ready: dict[CellKey, set[str]] = {
+        self.ready_on: dict[CellKey, set[str]] = {
             (number, cell): set() for number, panel in enumerate(self.panels) for cell in range(len(panel.cells))
         }
         self._loading: dict[tuple[str, CellKey], asyncio.Task[None]] = {}
@@ -65,6 +65,7 @@ class Deployment:
         self._renewing: set[int] = set()
         self._lanes: dict[tuple[int, int, str], int] = {}
         """The lane that each domain was given of each column, by panel, column and domain."""
+        self.loading_onto: dict[str, asyncio.Lock] = {}
 
     async def start(self, timeout_s: float, progress: Progress | None = None) -> None:
         """Round weights, draw check vectors, wait for the devices, and load every block.
@@ -74,10 +75,9 @@ class Deployment:
             ModelError: weights are not finite.
         """
         for number, panel in enumerate(self.panels):
-            work = partial(numbers_of, panel, self._weights[number], self.sharing, self.engine.entropy)
-            self.numbers.append(await self.engine.compute(work))
+            self.numbers.append(await self.engine.compute(partial(self.make_numbers, number)))
             self.layouts.append(Layouts(panel, self.sharing, self.numbers[number].width))
-            self.checks.append(await self.engine.compute(partial(self._new_check, number)))
+            self.checks.append(await self.engine.compute(partial(self.new_check, number)))
         names = [device.name for device in self.assignment.plan().devices]
         self.engine.enrol(names)
         await self.engine.present(names, timeout_s)
@@ -86,8 +86,8 @@ class Deployment:
         meter = Meter(sum(self._cell_bytes(key) for keys in duties.values() for key in keys), progress)
         try:
             async with asyncio.timeout(timeout_s):
-                await together(self._load_duties(self.engine.peers[name], meter) for name in names)
-                await together(self._find(key, frozenset()) for key in self._ready)
+                await together(self.load_duties(self.engine.peers[name], meter) for name in names)
+                await together(self._find(key, frozenset()) for key in self.ready_on)
         except TimeoutError as error:
             raise UnavailableError(f"the blocks were not loaded within {timeout_s:g} s; see fleet.events") from error
         except KeptError:
@@ -103,7 +103,12 @@ class Deployment:
             if peer.alive:
                 await peer.ask(Release(slices), [], timeout_s=self.engine.policy.answer_timeout_s)
 
-    def _new_check(self, number: int) -> AnyCheck:
+    def make_numbers(self, number: int) -> Numbers:
+        """Return the numbers of a panel, from its weights as they are now."""
+        return numbers_of(self.panels[number], self.weights[number], self.sharing, self.engine.entropy)
+
+    def new_check(self, number: int) -> AnyCheck:
+        """Draw secrets for a panel as it was when it was last known."""
         panel = self.panels[number]
         apart = {*map(tuple, self.member_rows[number]), *(cell.rows for cell in panel.cells)}
         return self.numbers[number].new_check(self.engine.entropy, apart)
@@ -124,11 +129,11 @@ class Deployment:
     def opened(self, peer: Peer, *, fresh: bool) -> None:
         """Give a device that came back its old blocks again."""
         if fresh:
-            for holders in self._ready.values():
+            for holders in self.ready_on.values():
                 holders.discard(peer.name)
         if self.assignment.duties(peer.name, self._alive()):
             self.engine.ledger.restored += 1
-            self.engine.spawn(self._load_duties(peer))
+            self.engine.spawn(self.load_duties(peer))
 
     def lost(self, _: Peer) -> None:
         """Look for replacements if the device stays away; what it holds counts again if it comes back with it."""
@@ -137,12 +142,12 @@ class Deployment:
     def evicted(self, peer: Peer, slices: Sequence[bytes]) -> None:
         """Load again what a device dropped."""
         gone = set(slices)
-        for (number, cell), holders in self._ready.items():
+        for (number, cell), holders in self.ready_on.items():
             if not gone.isdisjoint(self.slices(number, cell)):
                 holders.discard(peer.name)
-        self.engine.spawn(self._load_duties(peer))
+        self.engine.spawn(self.load_duties(peer))
 
-    async def _load_duties(self, peer: Peer, meter: "Meter | None" = None) -> None:
+    async def load_duties(self, peer: Peer, meter: "Meter | None" = None) -> None:
         """Load what the assignment gives a device and it does not hold yet, in sheets of full rectangles."""
         duties = self.assignment.duties(peer.name, self._alive())
 
@@ -155,7 +160,7 @@ class Deployment:
             if meter is not None:
                 meter.add(sum(self._cell_bytes((number, cell)) for cell in cells))
 
-        missing = [key for key in duties if peer.name not in self._ready[key]]
+        missing = [key for key in duties if peer.name not in self.ready_on[key]]
         await together(one(number, cells) for number, cells in self._sheets(missing))
 
     def _sheets(self, keys: Iterable[CellKey]) -> Iterable[tuple[int, list[int]]]:
@@ -185,10 +190,26 @@ class Deployment:
                 yield number, batch
 
     async def _load(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
-        panel, layouts = self.panels[number], self.layouts[number]
+        """Load cells of one lane and equal rows onto a device; one load at a time, none twice."""
+        async with self.loading_onto.setdefault(peer.name, asyncio.Lock()):
+            cells = [cell for cell in cells if peer.name not in self.ready_on[number, cell]]
+            if not cells:
+                return
+            await self._send_load(peer, number, cells)
+            await self.catch_up(peer, number, cells)
+            for cell in cells:
+                self.ready_on[number, cell].add(peer.name)
+        self.engine.changed()
+
+    async def catch_up(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
+        """Bring blocks that were just loaded to the present: nothing to do for weights that stay what they are."""
+
+    async def _send_load(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
+        panel, layouts, numbers = self.panels[number], self.layouts[number], self.numbers[number]
         lane, rows = panel.cells[cells[0]].lane, panel.cells[cells[0]].rows
         columns = [panel.cells[cell].column for cell in cells]
         self._guard(number, lane, columns, peer.name)
+        step, parts = numbers.step, numbers.parts
         tensors = await self.engine.compute(lambda: self.matrices(number, lane, rows, columns))
         sheets = tuple(
             Sheet(
@@ -202,10 +223,7 @@ class Deployment:
             for matrix in layouts.matrices(lane)
         )
         timeout_s = self.engine.policy.answer_timeout_s * _LOAD_TIMEOUT_FACTOR
-        await peer.ask(Load(sheets), tensors, timeout_s=timeout_s)
-        for cell in cells:
-            self._ready[number, cell].add(peer.name)
-        self.engine.changed()
+        await peer.ask(Load(sheets, parts=parts, step=step), tensors, timeout_s=timeout_s)
 
     def _guard(self, number: int, lane: int, columns: Iterable[int], device: str) -> None:
         """Refuse to give a domain two lanes of a column, whoever planned it: what was sent cannot be taken back.
@@ -237,16 +255,24 @@ class Deployment:
 
     # Who is asked
 
-    def _holders(self, key: CellKey, avoid: Collection[str] = ()) -> tuple[str, ...]:
+    def holders(self, key: CellKey, avoid: Collection[str] = ()) -> tuple[str, ...]:
         """Return the live devices, outside `avoid`, that hold a cell and serve it."""
-        return self.assignment.holders(*key, self._ready[key] & self._alive(avoid))
+        return self.assignment.holders(*key, self.ready_on[key] & self._alive(avoid))
 
     def has_others(self, number: int, cells: Iterable[int], avoid: Collection[str]) -> bool:
         """Say whether every one of these cells has a live holder outside `avoid`."""
-        return all(self._holders((number, cell), avoid) for cell in cells)
+        return all(self.holders((number, cell), avoid) for cell in cells)
 
-    async def route(self, number: int, cells: Iterable[int], avoid: frozenset[str]) -> dict[tuple[str, int], list[int]]:
+    async def route(
+        self, number: int, cells: Iterable[int], avoid: frozenset[str], turn: int = 0
+    ) -> dict[tuple[str, int], list[int]]:
         """Choose a live holder for each cell; where there is none, find one or wait for one.
+
+        Args:
+            number: of the panel.
+            cells: of it.
+            avoid: devices that are asked only if there is no other.
+            turn: which of several holders comes first: those that train share the parts of a batch.
 
         Returns:
             The cells by device and lane.
@@ -258,8 +284,9 @@ class Deployment:
         shares: dict[tuple[str, int], list[int]] = {}
         for cell in cells:
             holders = await self._find((number, cell), avoid)
-            lane = self.panels[number].cells[cell].lane
-            shares.setdefault((self.engine.pace.choose(holders), lane), []).append(cell)
+            first = turn % len(holders)
+            device = self.engine.pace.choose((*holders[first:], *holders[:first]))
+            shares.setdefault((device, self.panels[number].cells[cell].lane), []).append(cell)
         return shares
 
     async def _find(self, key: CellKey, avoid: frozenset[str]) -> tuple[str, ...]:
@@ -267,14 +294,14 @@ class Deployment:
         while True:
             if key[0] in self.kept:
                 raise KeptError(self.panels[key[0]].name)
-            holders = self._holders(key, avoid)
+            holders = self.holders(key, avoid)
             if not holders and await self._replace(key, avoid):
-                holders = self._holders(key, avoid)
-            holders = holders or self._holders(key)
+                holders = self.holders(key, avoid)
+            holders = holders or self.holders(key)
             if holders:
                 return holders
             if self._alive() and not self._may_return(key):
-                self._keep(key[0])
+                self.keep(key[0])
             else:
                 await self._wait_for_devices()
 
@@ -320,7 +347,8 @@ class Deployment:
             self.engine.absent_s(name) < self.engine.policy.repair_after_s for name in self.assignment.ever(*key)
         )
 
-    def _keep(self, number: int) -> None:
+    def keep(self, number: int) -> None:
+        """Take a panel back: the owner multiplies itself from now on."""
         if number in self.kept:
             return
         self.kept.add(number)
@@ -333,8 +361,8 @@ class Deployment:
     async def _repair_later(self) -> None:
         """After a while, give the cells of devices that stay away to others, so that replicas are whole again."""
         await asyncio.sleep(self.engine.policy.repair_after_s)
-        for key in self._ready:
-            if key[0] not in self.kept and len(self._holders(key)) < self.replicas and not self._may_return(key):
+        for key in self.ready_on:
+            if key[0] not in self.kept and len(self.holders(key)) < self.replicas and not self._may_return(key):
                 await self._replace(key)
         self.engine.changed()
 
@@ -346,6 +374,10 @@ class Deployment:
         self._uses[number] += 1
         if self._uses[number] >= self.engine.policy.renew_after:
             self.renew(number)
+
+    async def anchor(self, number: int) -> None:
+        """Draw new check vectors after a failure that is nobody's: every part is right and the sum is not."""
+        self.renew(number)
 
     def renew(self, number: int) -> None:
         """Draw new check vectors in the background: an answer accepted or rejected says a little about the old ones."""
@@ -372,7 +404,7 @@ class Deployment:
         cells = self.panels[number].cells
         cell = cells[self.engine.entropy.below(len(cells))]
         self.matrices(number, cell.lane, cell.rows, [cell.column])
-        return self._new_check(number)
+        return self.new_check(number)
 
     def multiply_here(self, number: int, x: Tensor, outputs: Outputs) -> Tensor:
         """Return the product of a panel that the owner took back."""

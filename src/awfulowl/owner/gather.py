@@ -4,6 +4,7 @@ import asyncio
 import copy
 from collections.abc import Iterable
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -11,57 +12,84 @@ from torch import Tensor, nn
 from awfulowl.blocks.grid import rejoin
 from awfulowl.errors import PeerError, UnavailableError
 from awfulowl.owner.deployment import Deployment
+from awfulowl.owner.engine import together
+from awfulowl.owner.peer import Peer
 from awfulowl.placement.survey import Part, product_name
 from awfulowl.wire.messages import Fetch
 
+_FETCHES_AT_ONCE: Final = 8
 
-async def gather_product(deployment: Deployment, number: int, timeout_s: float) -> Tensor:
-    """Return the stacked weights of a panel, (outputs, inputs / groups, *size), fetched from devices and verified.
+
+async def fetch_panel(deployment: Deployment, number: int, timeout_s: float) -> list[Tensor]:
+    """Return what devices hold of a panel, verified: its parts, (outputs, inputs / groups, *size) float32 each.
 
     Raises:
         UnavailableError: a cell cannot be had from any honest device within `timeout_s`.
     """
-    panel = deployment.panels[number]
-    blocks: dict[tuple[int, int], Tensor] = {}
+    panel, numbers = deployment.panels[number], deployment.numbers[number]
+    blocks: list[dict[tuple[int, int], Tensor]] = [{} for _ in range(numbers.fetched)]
+    slots = asyncio.Semaphore(_FETCHES_AT_ONCE)
+
+    async def one(cell: int, matrix: int) -> None:
+        async with slots:
+            found = await _fetch(deployment, number, cell, matrix)
+        # Row by row: what is held together may differ from lane to lane.
+        rows, column = panel.cells[cell].rows, panel.cells[cell].column
+        for sums, block in zip(blocks, found, strict=True):
+            for row, own in zip(rows, torch.split(block, [panel.grid.rows[row].size for row in rows]), strict=True):
+                place = (column, row)
+                sums[place] = own if place not in sums else sums[place] + own
+
     try:
         async with asyncio.timeout(timeout_s):
-            for lane, part in deployment.sharing.whole:
-                for index, cell in enumerate(panel.cells):
-                    if cell.lane == lane:
-                        block = await _fetch(deployment, number, index, part)
-                        # Row by row: what is held together may differ from lane to lane.
-                        sizes = [panel.grid.rows[row].size for row in cell.rows]
-                        for row, own in zip(cell.rows, torch.split(block, sizes), strict=True):
-                            place = (cell.column, row)
-                            blocks[place] = own if place not in blocks else blocks[place] + own
+            for lane, matrix in deployment.sharing.whole:
+                cells = [index for index, cell in enumerate(panel.cells) if cell.lane == lane]
+                await together(one(cell, matrix) for cell in cells)
     except TimeoutError as error:
         raise UnavailableError(f"{panel.name}: not all weights came within {timeout_s:g} s") from error
-    restore = deployment.numbers[number].restore
-    pieces = [((row,), (column,), restore(block, (row,))) for (column, row), block in blocks.items()]
-    return rejoin(pieces, panel.grid)
+    whole = []
+    for sums in blocks:
+        pieces = [((row,), (column,), numbers.restore(block, (row,))) for (column, row), block in sums.items()]
+        whole.append(rejoin(pieces, panel.grid))
+    return whole
 
 
-async def _fetch(deployment: Deployment, number: int, cell: int, part: int) -> Tensor:
-    """Return one matrix of a cell, from an honest device."""
-    panel = deployment.panels[number]
+async def fetch_state(
+    deployment: Deployment, number: int, cell: int, peer: Peer, matrix: int = 0
+) -> list[Tensor] | None:
+    """Return the parts of one matrix of a cell as one device holds them, or None if it is not what it should hold.
+
+    Raises:
+        PeerError: the device does not answer.
+    """
+    panel, numbers = deployment.panels[number], deployment.numbers[number]
     lane, rows, column = panel.cells[cell].lane, panel.cells[cell].rows, panel.cells[cell].column
-    handles = tuple(panel.row_handles[row] for row in rows)
-    body = Fetch(rows=handles, slices=deployment.slices(number, cell)[part : part + 1])
-    check, numbers = deployment.checks[number], deployment.numbers[number]
+    body = Fetch(
+        rows=tuple(panel.row_handles[row] for row in rows),
+        slices=deployment.slices(number, cell)[matrix : matrix + 1],
+        parts=numbers.fetched,
+    )
+    _, answer = await peer.ask(body, [], timeout_s=deployment.engine.policy.answer_timeout_s)
+    check = deployment.checks[number]
+    is_right = partial(numbers.is_matrix, check, (lane, matrix), rows, [column], answer)
+    return answer if len(answer) == body.parts and await deployment.engine.compute(is_right) else None
+
+
+async def _fetch(deployment: Deployment, number: int, cell: int, matrix: int) -> list[Tensor]:
+    """Return the parts of one matrix of a cell, from an honest device."""
+    panel = deployment.panels[number]
     avoid: frozenset[str] = frozenset()
     for _ in range(2 + len(deployment.engine.peers)):
         ((device, _),) = await deployment.route(number, [cell], avoid)
         peer = deployment.engine.peers[device]
         try:
-            _, answer = await peer.ask(body, [], timeout_s=deployment.engine.policy.answer_timeout_s)
+            found = await fetch_state(deployment, number, cell, peer, matrix)
         except PeerError as error:
             deployment.engine.note("failover", device, str(error))
-            avoid |= {device}
-            continue
-        is_right = partial(numbers.is_matrix, check, (lane, part), rows, [column])
-        if len(answer) == 1 and await deployment.engine.compute(partial(is_right, answer[0])):
-            return answer[0]
-        deployment.engine.quarantine(peer, f"weights of {panel.name} failed the check")
+        else:
+            if found is not None:
+                return found
+            deployment.engine.quarantine(peer, f"weights of {panel.name} failed the check")
         avoid |= {device}
     raise UnavailableError(f"{panel.name}: no honest device returned these weights")
 
@@ -74,7 +102,7 @@ async def gather(
     A clone of each scattered module takes the weights in: its adapter's products are views of its parameters.
     """
     state: dict[str, Tensor] = dict(scattered.state_dict())
-    stacked = [await gather_product(deployment, number, timeout_s) for number in range(len(deployment.panels))]
+    stacked = [(await fetch_panel(deployment, number, timeout_s))[0] for number in range(len(deployment.panels))]
     rows = {
         member.product: stacked[number][member.rows.start : member.rows.stop]
         for number, panel in enumerate(deployment.panels)

@@ -45,6 +45,14 @@ class Ledger:
     """Samples whose total was rejected."""
     lies_caught: int = 0
     """Answers of single devices that were rejected."""
+    steps: int = 0
+    """Steps of training that panels took."""
+    replayed: int = 0
+    """Steps of single devices that were taken again, to rebuild blocks."""
+    behind: int = 0
+    """Times that a device had not taken a step, and was rebuilt."""
+    snapshots: int = 0
+    """States of panels that were fetched, verified and kept."""
     damaged: int = 0
     """Frames whose check sum was wrong: the network's doing, or somebody's on the way."""
     violations: int = 0

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from awfulowl.blocks.adapters.stand_in import Multiply
 from awfulowl.blocks.kernels import Dense, output_shape
 from awfulowl.blocks.surgery import substitute
-from awfulowl.errors import InputError
+from awfulowl.errors import InputError, ScatteredError
+from awfulowl.owner.autograd import FleetProduct
+from awfulowl.owner.backward import TransposedProduct
 from awfulowl.owner.deployment import Deployment
+from awfulowl.owner.history import Tape
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.product import Product
+from awfulowl.owner.training import TrainedDeployment
 from awfulowl.placement.plan import Panel
 from awfulowl.placement.survey import Part
 
@@ -45,6 +49,9 @@ class PanelCalls:
         self._memory = threading.local()
         self._rows = deployment.member_rows[number]
         self._misses = 0
+        self._training = deployment if isinstance(deployment, TrainedDeployment) else None
+        trained = self._training is not None and self._training.histories[number].trainable
+        self._anchor = torch.zeros((), requires_grad=trained)
 
     def multiply(self, member: int, x: Tensor) -> Tensor:
         """Return W x for one member: (..., outputs) or (batch, outputs, *space), in float32 on x's device."""
@@ -54,7 +61,7 @@ class PanelCalls:
         # Rows that were asked for in vain, again and again: these members do not share their input after all.
         together = self._misses <= _MISSES_FORGIVEN
         members = list(range(len(self._rows))) if together else [member]
-        y = self._product(x, [row for index in members for row in self._rows[index]])
+        y = self._differentiable(x, members) if self._learns(x) else self.product(x, members)
         if len(members) == 1:
             return y
         dim = -1 if isinstance(self._panel.grid.kernel, Dense) else 1
@@ -80,20 +87,65 @@ class PanelCalls:
     def _remember(self, x: Tensor, outputs: dict[int, Tensor]) -> None:
         self._memory.value = _Memory(weakref.ref(x), _version(x), outputs)
 
-    def _product(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+    def _learns(self, x: Tensor) -> bool:
+        return (
+            self._training is not None and torch.is_grad_enabled() and (self._anchor.requires_grad or x.requires_grad)
+        )
+
+    def _differentiable(self, x: Tensor, members: list[int]) -> Tensor:
+        y: Tensor = FleetProduct.apply(x, self._anchor, self, members)  # type: ignore[no-untyped-call]
+        return y
+
+    def product(self, x: Tensor, members: Sequence[int], tape: Tape | None = None) -> Tensor:
+        """Return W x for the rows of some members, side by side; `tape` is filled for the way back."""
         grid = self._panel.grid
-        flat = x.detach().reshape(-1, grid.inputs) if isinstance(grid.kernel, Dense) else x.detach()
-        if flat.shape[1] != grid.inputs or flat.dim() != 2 + len(grid.size):
-            raise InputError(f"{self._panel.name}: inputs of shape {tuple(x.shape)} for {grid.inputs} features")
+        flat = self._flat(x, grid.inputs)
+        rows = [row for index in members for row in self._rows[index]]
         outputs = sum(grid.rows[row].size for row in rows)
         if flat.numel() == 0:
             y = torch.zeros(output_shape(grid.kernel, outputs, grid.size, flat.shape))
         else:
-            flat = flat.to("cpu", torch.float32)
-            y = self._loop.run(Product(self._deployment, self._number, rows).multiply(flat))
+            y = self._loop.run(Product(self._deployment, self._number, rows, tape).multiply(flat))
         if isinstance(grid.kernel, Dense):
             y = y.reshape(*x.shape[:-1], outputs)
         return y.to(x.device)
+
+    def tape(self) -> Tape:
+        """Return an empty tape for the way back of one product.
+
+        Raises:
+            ScatteredError: the model is not trained.
+        """
+        if self._training is None:
+            raise ScatteredError(f"{self._panel.name} was scattered to be served: scatter it with train=True")
+        return Tape(self._training.number)
+
+    def transposed(self, x: Tensor, dy: Tensor, members: Sequence[int], tape: Tape, *, wanted: bool) -> Tensor | None:
+        """Return Wᵀ dy for the rows of some members, and have the fleet learn of x and dy."""
+        if self._training is None or not tape.passes:
+            return torch.zeros_like(x) if wanted else None
+        grid = self._panel.grid
+        inputs = self._flat(x, grid.inputs)
+        gradients = self._flat(dy, dy.shape[-1] if isinstance(grid.kernel, Dense) else dy.shape[1])
+        if len(members) < len(self._rows):  # the others' outputs were not asked for: no gradient comes from them
+            whole = gradients.new_zeros(len(gradients), grid.outputs, *gradients.shape[2:])
+            position = 0
+            for index in members:
+                span = self._panel.members[index].rows
+                whole[:, span.start : span.stop] = gradients[:, position : position + span.size]
+                position += span.size
+            gradients = whole
+        work = TransposedProduct(self._training, self._number)
+        dx = self._loop.run(work.multiply(inputs, gradients, tape, self._training.call(), wanted=wanted))
+        return dx.reshape(x.shape).to(x.device) if wanted else None
+
+    def _flat(self, x: Tensor, features: int) -> Tensor:
+        """Return x as (batch, features, *space) in main memory."""
+        grid = self._panel.grid
+        flat = x.detach().reshape(-1, features) if isinstance(grid.kernel, Dense) else x.detach()
+        if flat.shape[1] != features or flat.dim() != 2 + len(grid.size):
+            raise InputError(f"{self._panel.name}: {tuple(x.shape)} where {features} features are multiplied")
+        return flat.to("cpu", torch.float32)
 
 
 def _version(x: Tensor) -> int | Tensor:
@@ -110,7 +162,9 @@ def scatter(
     parts: Iterable[Part],
     loop: LoopThread,
 ) -> nn.Module:
-    """Return a copy of the model that asks the fleet; it shares every kept tensor, and the original is untouched.
+    """Return a copy of the model that asks the fleet, and leave the original as it is.
+
+    It shares every kept tensor, unless it is trained: then it has its own.
 
     Args:
         model: the original.
@@ -130,8 +184,9 @@ def scatter(
         for name, product in part.products().items():
             number, index = where[name]
             multiplies[product.name] = _bind(calls[number], index)
-        replacements[part.target.module] = part.target.replace(multiplies, unfold=part.unfold)
-    return substitute(model, replacements, freeze=True)
+        train = isinstance(deployment, TrainedDeployment)
+        replacements[part.target.module] = part.target.replace(multiplies, unfold=part.unfold, train=train)
+    return substitute(model, replacements, tensors="own" if isinstance(deployment, TrainedDeployment) else "frozen")
 
 
 def _bind(calls: PanelCalls, index: int) -> Multiply:

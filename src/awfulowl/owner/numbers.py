@@ -23,8 +23,9 @@ from awfulowl.randomness import Entropy, Seeded
 from awfulowl.veil.base import SharedInputs, SharedWeights, Sharing
 from awfulowl.verification.exact import ExactCheck, ExactExpectation
 from awfulowl.verification.freivalds import Check, Expectation
+from awfulowl.verification.training import TrainingCheck
 
-AnyCheck = Check | ExactCheck
+AnyCheck = Check | ExactCheck | TrainingCheck
 AnyExpectation = Expectation | ExactExpectation
 
 
@@ -46,6 +47,12 @@ class Numbers(ABC):
     """Bytes of each number in an answer; 0 stands for float32."""
     weight_bytes: int
     """Bytes that a device holds for each weight of the panel."""
+    parts: int = 1
+    """Tensors that `matrices` returns for each matrix."""
+    fetched: int = 1
+    """Tensors that a matrix consists of at a device."""
+    step: int = 0
+    """The last step of training that `matrices` have taken."""
 
     @abstractmethod
     def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> AnyCheck:
@@ -61,9 +68,12 @@ class Numbers(ABC):
 
     @abstractmethod
     def is_matrix(
-        self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: Tensor
+        self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: list[Tensor]
     ) -> bool:
-        """Say whether a tensor of any shape is what `matrices` returned, for a lane and a number of a matrix."""
+        """Say whether the parts of a block, of any shape, are what a device should have.
+
+        `place` is a lane and the number of one of its matrices.
+        """
 
     @abstractmethod
     def restore(self, block: Tensor, rows: Sequence[int]) -> Tensor:
@@ -105,7 +115,7 @@ class Floats(Numbers):
         self._weights = weights
         self._sharing = sharing
 
-    def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> Check:
+    def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> AnyCheck:
         """Draw secrets for a check up to rounding."""
         return Check(self._weights, self._panel.grid, entropy, apart=apart)
 
@@ -119,11 +129,12 @@ class Floats(Numbers):
         ]
 
     def is_matrix(
-        self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: Tensor
+        self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: list[Tensor]
     ) -> bool:
         """Ask the check, which needs no weights."""
         del place
-        return found.dtype is torch.float32 and check.matches(found, rows=rows, columns=columns)
+        (weight,) = found
+        return weight.dtype is torch.float32 and _holds(check).matches(weight, rows=rows, columns=columns)
 
     def restore(self, block: Tensor, rows: Sequence[int]) -> Tensor:
         """Return it as it is."""
@@ -201,12 +212,12 @@ class Exact(Numbers):
         return [torch.cat(parts) for parts in zip(*by_row, strict=True)]
 
     def is_matrix(
-        self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: Tensor
+        self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: list[Tensor]
     ) -> bool:
         """Compare every bit."""
-        lane, part = place
+        (lane, part), (weight,) = place, found
         wanted = self.matrices(check, lane, rows, columns)[part]
-        return found.dtype is wanted.dtype and torch.equal(found, wanted)
+        return weight.dtype is wanted.dtype and torch.equal(weight, wanted)
 
     def restore(self, block: Tensor, rows: Sequence[int]) -> Tensor:
         """Scale integers back."""
@@ -277,9 +288,16 @@ class Exact(Numbers):
 
 
 def _verified(panel: Panel, check: AnyCheck, block: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-    if not check.matches(block, rows=rows, columns=columns):
+    if not _holds(check).matches(block, rows=rows, columns=columns):
         raise ModelError(f"{panel.name}: the weights changed since they were scattered; scatter the model again")
     return block
+
+
+def _holds(check: AnyCheck) -> Check | ExactCheck:
+    """Return a check of weights that stay what they are."""
+    if isinstance(check, TrainingCheck):
+        raise ModelError("a check of training has no weights that stay")
+    return check
 
 
 def numbers_of(panel: Panel, weights: Sequence[Tensor], sharing: Sharing, entropy: Entropy) -> Numbers:

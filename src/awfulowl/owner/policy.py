@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from awfulowl.limits import MIB
+from awfulowl.limits import GIB, MIB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +54,19 @@ class Policy:
 
     renew_after: int = 100_000
     """Check vectors are drawn anew after so many products of a panel, and after every failed check."""
+
+    snapshot_after: int = 1000
+    """Steps of training after which the state of a panel is fetched, verified and kept, and new secrets are drawn."""
+
+    snapshot_failures: int = 8
+    """Failed checks after which the same is done."""
+
+    snapshot_stretch: float = 2.0
+    """The same is done when weights have changed by so many times their length: what is known of their size is old."""
+
+    log_bytes: int = GIB
+    """Inputs and gradients since the last snapshots that the owner keeps, to rebuild blocks from; when there are more,
+    the panels are snapshot whose state is small beside their part of it."""
 
     cover_s: tuple[float, float] = (5.0, 30.0)
     """A quarantined device goes on getting old inputs for a random time in this range, so that it learns late."""

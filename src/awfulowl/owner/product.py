@@ -7,6 +7,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Final, NamedTuple, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from awfulowl.blocks.kernels import output_shape
 from awfulowl.errors import GoneError, InputError, PeerError, UnavailableError
 from awfulowl.owner.deployment import Deployment, KeptError
 from awfulowl.owner.engine import Engine, together
+from awfulowl.owner.history import Recorder, Tape
 from awfulowl.owner.layout import Layout, Outputs, Piece, add_up
 from awfulowl.owner.numbers import AnyCheck, AnyExpectation, Entered, Exact, Floats
 from awfulowl.veil.base import SharedInputs
@@ -38,6 +40,9 @@ class Batch(NamedTuple):
     entered: Entered
     shared: SharedInputs
     asked: asyncio.Event
+    turn: int = 0
+    recorder: Recorder | None = None
+    """Of who keeps the inputs for the way back, where there is one."""
 
     @property
     def x(self) -> Tensor:
@@ -64,7 +69,16 @@ class Postponed(NamedTuple):
 class Product:
     """One panel's product for one batch. Lives as long as the request."""
 
-    def __init__(self, deployment: Deployment, panel: int, rows: Sequence[int]) -> None:
+    def __init__(self, deployment: Deployment, panel: int, rows: Sequence[int], tape: Tape | None = None) -> None:
+        """Prepare to multiply.
+
+        Args:
+            deployment: where the blocks are.
+            panel: its number.
+            rows: of its grid, those that are wanted.
+            tape: filled with what the way back needs; None where there is none.
+        """
+        self._tape = tape
         self._deployment = deployment
         self._engine: Engine = deployment.engine
         self._number = panel
@@ -118,19 +132,20 @@ class Product:
         slots = asyncio.Semaphore(self._engine.policy.parts_in_flight)
         self._parts_left = count
 
-        async def one(part: slice) -> None:
+        async def one(turn: int, part: slice) -> None:
+            recorder = None if self._tape is None else self._tape.add(part)
             async with slots:
-                await self._part(entered.samples(part), y[part])
+                await self._part(entered.samples(part), y[part], turn, recorder)
                 self._parts_left -= 1
 
-        await together(one(part) for part in _evenly(x.shape[0], count))
+        await together(one(turn, part) for turn, part in enumerate(_evenly(x.shape[0], count)))
         self._deployment.used(self._number, x.shape[0])
         return y
 
-    async def _part(self, entered: Entered, out: Tensor) -> None:
+    async def _part(self, entered: Entered, out: Tensor, turn: int, recorder: Recorder | None) -> None:
         """Fill `out` with a checked product; every round that fails costs at least one liar its place."""
         self._engine.ledger.parts += 1
-        batch = Batch(entered, await self._split(entered.x), asyncio.Event())
+        batch = Batch(entered, await self._split(entered.x), asyncio.Event(), turn, recorder)
         expecting = asyncio.ensure_future(self._expect(batch))
         try:
             pieces = await self._cover(range(len(self._panel.cells)), batch, _NOBODY)
@@ -212,7 +227,7 @@ class Product:
         if not guilty:
             # Every part is right and the sum is not: bad luck at the edge of the tolerance, under these vectors.
             self._check_range(batch.x)
-            self._deployment.renew(self._number)
+            await self._deployment.anchor(self._number)
             return await self._cover(range(len(self._panel.cells)), batch, _NOBODY)
         self._check_range(batch.x)
         for piece in guilty:
@@ -263,7 +278,8 @@ class Product:
 
     async def _cover(self, cells: Iterable[int], batch: Batch, avoid: frozenset[str]) -> list[Piece]:
         """Get these cells done by devices other than `avoid`, as far as there are others."""
-        shares = await self._deployment.route(self._number, cells, avoid)
+        turn = 0 if batch.recorder is None else batch.turn
+        shares = await self._deployment.route(self._number, cells, avoid, turn)
         done = await together(self._obtain(device, share, batch, avoid) for (device, _), share in shares.items())
         return [piece for pieces in done for piece in pieces]
 
@@ -334,7 +350,11 @@ class Product:
         batch.asked.set()
         size = self._layouts.answer_bytes(layout, batch.x)
         peer.last = (layout.body, inputs, size)
-        answer = await peer.ask(layout.body, inputs, timeout_s=self._engine.policy.answer_timeout_s, answer_bytes=size)
+        body = layout.body
+        if batch.recorder is not None:
+            number = batch.recorder.note(device, peer.session.handle, layout.cells)
+            body = msgspec.structs.replace(body, keep=number)
+        answer = await peer.ask(body, inputs, timeout_s=self._engine.policy.answer_timeout_s, answer_bytes=size)
         self._engine.pace.observe(device, self._kind(batch.x), self._engine.now() - started)
         return [Piece(device, layout, answer.tensors, answer.request)]
 

@@ -191,7 +191,7 @@ def with_products(model: nn.Module, parts: Mapping[str, Part], multiply: Mapping
         )
         for part in parts.values()
     }
-    return substitute(model, replacements, freeze=True)
+    return substitute(model, replacements, tensors="frozen")
 
 
 def call_with(model: nn.Module, example: object) -> Any:

@@ -26,10 +26,19 @@ _LEAST_ENERGY: Final = 2.0**-90
 _MOST_ENERGY: Final = 2.0**120
 
 
+class Transposed(NamedTuple):
+    """The transpose of a product: gradients of outputs go in, gradients of inputs come out."""
+
+    of: Kernel
+
+
+AnyKernel = Kernel | Transposed
+
+
 class Expected(NamedTuple):
     """What the inputs alone tell: s x as `product` (k, B, *space') float64, and v x² in units of `unit` (k, B)."""
 
-    kernel: Kernel
+    kernel: AnyKernel
     secrets: Vectors
     x: Tensor
     spread: Tensor
@@ -49,7 +58,7 @@ class Sums(NamedTuple):
 
 
 @torch.no_grad()
-def expect(kernel: Kernel, secrets: Vectors, x: Tensor, positions: Sequence[int]) -> Expected:
+def expect(kernel: AnyKernel, secrets: Vectors, x: Tensor, positions: Sequence[int]) -> Expected:
     """Do what can be done before there is an answer: the larger half of the work for a convolution.
 
     Args:
@@ -112,9 +121,9 @@ def _energy_of_outputs(r_squared: Tensor, y: Tensor) -> Tensor:
     return r_squared @ powers.T
 
 
-def multiply(kernel: Kernel, s: Tensor, x: Tensor, positions: Sequence[int]) -> Tensor:
+def multiply(kernel: AnyKernel, s: Tensor, x: Tensor, positions: Sequence[int]) -> Tensor:
     """Return s x: (k, batch, *space'), float64, for s (*size, k, inputs) float64 and x (batch, inputs, *space)."""
-    return weigh(s, x) if isinstance(kernel, Dense) else _convolve(kernel, s, x, positions)
+    return weigh(s, x) if x.dim() == 2 else _convolve(kernel, s, x, positions)
 
 
 def _residue(r: Tensor, y: Tensor, product: Tensor) -> Tensor:
@@ -137,7 +146,7 @@ def weigh(weights: Tensor, x: Tensor) -> Tensor:
     return torch.mm(weights, matrix).view(len(weights), *first.shape[1:])
 
 
-def _convolve(kernel: Convolution, weights: Tensor, x: Tensor, positions: Sequence[int]) -> Tensor:
+def _convolve(kernel: AnyKernel, weights: Tensor, x: Tensor, positions: Sequence[int]) -> Tensor:
     """Convolve with k rows of weights.
 
     One product over the channels for all taps, then a sum of k shifted rows, is several times faster than PyTorch's
@@ -155,29 +164,42 @@ def _convolve(kernel: Convolution, weights: Tensor, x: Tensor, positions: Sequen
     *size, k, _ = weights.shape
     by_tap = weigh(weights.flatten(0, -2), x).view(prod(size), k, len(x), *x.shape[2:])
     out = by_tap.new_zeros(k, len(x), *positions)
-    for weighed, (targets, sources) in zip(by_tap, _taps(kernel, size, x.shape[2:], positions), strict=True):
+    for weighed, (targets, sources) in zip(by_tap, taps(kernel, size, x.shape[2:], positions), strict=True):
         out[:, :, *targets] += weighed[:, :, *sources]
     return out
 
 
-def _spread(kernel: Kernel, v: Tensor, space: Sequence[int], positions: Sequence[int]) -> Tensor:
+def _spread(kernel: AnyKernel, v: Tensor, space: Sequence[int], positions: Sequence[int]) -> Tensor:
     """Return the weight of each input at each position in the energy: (k, inputs * positions).
 
     v: (*size, k, inputs); an input counts once for every tap through which some output position sees it.
     """
-    if isinstance(kernel, Dense):
+    if not space:
         return v
     *size, k, inputs = v.shape
     seen = v.new_zeros(prod(size), *space)
-    for mask, (_, sources) in zip(seen, _taps(kernel, size, space, positions), strict=True):
+    for mask, (_, sources) in zip(seen, taps(kernel, size, space, positions), strict=True):
         mask[*sources] = 1
     return (v.reshape(-1, k * inputs).T @ seen.flatten(1)).view(k, -1)
 
 
-def _taps(
-    kernel: Convolution, size: Sequence[int], space: Sequence[int], positions: Sequence[int]
+def taps(
+    kernel: AnyKernel, size: Sequence[int], space: Sequence[int], positions: Sequence[int]
 ) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """Yield, tap by tap, the output positions that see the input through it, and the input positions they see."""
+    """Yield, tap by tap, the positions of results that see an operand through it, and the positions that they see.
+
+    Args:
+        kernel: a convolution, or the transpose of one.
+        size: of its kernel.
+        space: the spatial shape of what goes in.
+        positions: that of what comes out.
+    """
+    if isinstance(kernel, Transposed):
+        yield from ((sources, targets) for targets, sources in taps(kernel.of, size, positions, space))
+        return
+    if isinstance(kernel, Dense):
+        yield (), ()
+        return
     axes = [
         [_overlap(kernel, axis, tap, space[axis], positions[axis]) for tap in range(taps)]
         for axis, taps in enumerate(size)

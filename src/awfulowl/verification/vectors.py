@@ -69,7 +69,7 @@ class Projections:
         self._grid = grid
         self._powers = powers
         self.r = r
-        self._parts = [self._add_up(weights, rows) for rows in _together(len(grid.rows), apart)]
+        self._parts = [self._add_up(weights, rows) for rows in together(len(grid.rows), apart)]
         self.whole = self._whole()
 
     def replace(self, change: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]) -> None:
@@ -223,7 +223,7 @@ def _side_by_side(secrets: Tensor, spans: Sequence[Span]) -> Tensor:
     return torch.cat([secrets[..., span.start : span.stop] for span in spans], dim=-1)
 
 
-def _together(rows: int, apart: Iterable[Collection[int]] | None) -> Iterator[tuple[int, ...]]:
+def together(rows: int, apart: Iterable[Collection[int]] | None) -> Iterator[tuple[int, ...]]:
     """Split rows into the largest parts of which every set in `apart` is a union; None sets every row apart."""
     sets = {frozenset(rows) for rows in apart} if apart is not None else {frozenset((row,)) for row in range(rows)}
     parts: dict[frozenset[frozenset[int]], list[int]] = {}

@@ -1,7 +1,7 @@
 """The verbs of the protocol: what owner and device say to each other (docs/protocol.md).
 
-Owner to device: `hello`, `load`, `apply`, `apply_transposed`, `step`, `fetch`, `commit`, `release`, `cancel`,
-`bye`. Device to owner: `hello`, `answer`, `refuse`, `error`, `evict`, `bye`.
+Owner to device: `hello`, `load`, `apply`, `apply_transposed`, `step`, `measure`, `fetch`, `commit`, `release`,
+`cancel`, `bye`. Device to owner: `hello`, `answer`, `refuse`, `error`, `evict`, `bye`.
 
 A device knows blocks by handles only: a *row* handle names an output slice, a *slice* handle names an input
 slice, and the pair names a block. Handles are random, so they say nothing about layer or position.
@@ -16,12 +16,15 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from awfulowl.arithmetic.descent import Descent
 from awfulowl.arithmetic.packing import PARTS
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel
 from awfulowl.errors import VersionError
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 TEXT_CHARS: Final = 1024
+STATE_PARTS: Final = 3
+"""Tensors that a block under training consists of."""
 MOST: Final = 2**31 - 1
 
 Handle = Annotated[bytes, Meta(min_length=16, max_length=16)]
@@ -129,16 +132,23 @@ class Sheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Load(_Request, frozen=True, tag="load"):
-    """Hold these blocks; one tensor for each sheet. Answered without tensors."""
+    """Hold these blocks; `parts` tensors for each sheet. Answered without tensors.
+
+    The parts are weights; what was lost when they were rounded; and momentum. Missing ones are 0. `step` is the last
+    step that the blocks have taken.
+    """
 
     changes: ClassVar[bool] = True
     sheets: tuple[Sheet, ...]
+    parts: Annotated[int, Meta(ge=1, le=STATE_PARTS)] = 1
+    step: Natural = 0
 
     def fault(self, tensors: Sequence[TensorHeader]) -> str | None:
         """Say which sheet has no fitting tensor, or return None."""
-        if len(tensors) != len(self.sheets):
-            return f"has {len(self.sheets)} sheets but {len(tensors)} tensors"
-        return next(filter(None, map(Sheet.fault, self.sheets, tensors)), None)
+        if len(tensors) != len(self.sheets) * self.parts:
+            return f"has {len(self.sheets)} sheets of {self.parts} parts but {len(tensors)} tensors"
+        sheets = [sheet for sheet in self.sheets for _ in range(self.parts)]
+        return next(filter(None, map(Sheet.fault, sheets, tensors)), None)
 
 
 class Term(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,12 +163,14 @@ class Apply(_Request, frozen=True, tag="apply"):
 
     `width` is 0 in float32. For integers it is the bytes of each number in the answer, which is exact modulo
     2^(8 width). Numbers of 3, 5, 6 and 7 bytes are answered in parts (`arithmetic.packing`), a tensor for each.
+    Under a number `keep` other than 0 the device keeps the inputs until the next step, as far as it has room.
     """
 
     seeds: ClassVar[bool] = True
     slices: tuple[Handle, ...]
     terms: tuple[Term, ...]
     width: Annotated[int, Meta(ge=0, le=8)] = 0
+    keep: Natural = 0
 
     def fault(self, tensors: Sequence[TensorHeader]) -> str | None:
         """Say what is wrong with the inputs or the terms, or return None."""
@@ -176,14 +188,34 @@ class Apply(_Request, frozen=True, tag="apply"):
 
 
 class ApplyTransposed(_Request, frozen=True, tag="apply_transposed"):
-    """dx = Wᵀ dy (part 3). One tensor, the gradients of `rows` side by side; one for each term comes back."""
+    """dx = Wᵀ dy, and a part of the next step. The answer has one tensor for each term, its slices side by side.
 
+    The first tensor is dy, the gradients of `rows` side by side. `space` is the spatial shape of the inputs. A `job`
+    other than 0 asks that dy and the inputs x of `slices` count in the step that names this job: x is what was kept
+    under the number `kept`, or, where that is 0, the second tensor. The same job may be given again, for the same or
+    other slices: it counts once. Without terms nothing but the job is asked for.
+    """
+
+    any_tensors: ClassVar[bool] = True
     rows: tuple[Handle, ...]
+    slices: tuple[Handle, ...]
     terms: tuple[Term, ...]
+    space: tuple[Size, ...] = ()
+    job: Natural = 0
+    kept: Natural = 0
 
     def fault(self, tensors: Sequence[TensorHeader]) -> str | None:
-        """Say what is wrong with the gradients or the terms, or return None."""
-        return _sum_fault(tensors, self.rows, [term.rows for term in self.terms])
+        """Say what is wrong with the gradients, the inputs or the terms, or return None."""
+        wanted = 2 if self.job and not self.kept else 1
+        if len(tensors) != wanted:
+            return f"takes {wanted} tensors, got {len(tensors)}"
+        if any(tensor.dtype != "float32" or len(tensor.shape) != 2 + len(self.space) for tensor in tensors):
+            return f"takes float32 of {2 + len(self.space)} dimensions"
+        if tensors[0].shape[0] != tensors[-1].shape[0]:
+            return "has gradients and inputs of different batches"
+        if not _distinct(self.slices):
+            return "names a handle twice"
+        return _terms_fault(self.rows, [term.rows for term in self.terms])
 
     def answer_tensors(self) -> int:
         """Return the number of terms."""
@@ -191,34 +223,48 @@ class ApplyTransposed(_Request, frozen=True, tag="apply_transposed"):
 
 
 class Step(_Request, frozen=True, tag="step"):
-    """Update the blocks of `terms` once for this step id, however often it is asked (part 3)."""
+    """Move every block at these slices by `rule` along the sum of the gradients of `jobs`, and forget all jobs.
+
+    `step` is one more than the last step of these blocks; where it is the last one already, nothing is done.
+    Answered without tensors.
+    """
 
     changes: ClassVar[bool] = True
-    any_tensors: ClassVar[bool] = True
-    step: Natural
-    terms: tuple[Term, ...]
-    rule: Text
-
-    def answer_tensors(self) -> None:
-        """Return None: the rule says what a step answers (part 3)."""
-
-
-class Fetch(_Request, frozen=True, tag="fetch"):
-    """Send back the rectangle rows x slices as one tensor shaped like a sheet's."""
-
-    rows: tuple[Handle, ...]
     slices: tuple[Handle, ...]
+    step: Natural
+    jobs: tuple[Natural, ...]
+    rule: Descent
+
+
+class Measure(_Request, frozen=True, tag="measure"):
+    """Answer the sum of the squares of all numbers in the gradient of `jobs` at these slices: 1 float64."""
+
+    slices: tuple[Handle, ...]
+    jobs: tuple[Natural, ...]
 
     def answer_tensors(self) -> int:
-        """Return one: the rectangle."""
+        """Return one: the number."""
         return 1
 
 
-class Commit(_Request, frozen=True, tag="commit"):
-    """State the digest of the rectangle rows x slices: BLAKE2b-256 of its bytes, as 32 uint8."""
+class Fetch(_Request, frozen=True, tag="fetch"):
+    """Send back `parts` of the rectangle rows x slices, each shaped like a sheet's tensor; see `Load`."""
 
     rows: tuple[Handle, ...]
     slices: tuple[Handle, ...]
+    parts: Annotated[int, Meta(ge=1, le=STATE_PARTS)] = 1
+
+    def answer_tensors(self) -> int:
+        """Return the number of parts."""
+        return self.parts
+
+
+class Commit(_Request, frozen=True, tag="commit"):
+    """State the digest of what `Fetch` would send: BLAKE2b-256 of its bytes, as 32 uint8."""
+
+    rows: tuple[Handle, ...]
+    slices: tuple[Handle, ...]
+    parts: Annotated[int, Meta(ge=1, le=STATE_PARTS)] = 1
 
     def answer_tensors(self) -> int:
         """Return one: the digest."""
@@ -272,7 +318,7 @@ class Bye(_Body, frozen=True, tag="bye"):
     reason: Text
 
 
-Request = Load | Apply | ApplyTransposed | Step | Fetch | Commit | Release
+Request = Load | Apply | ApplyTransposed | Step | Measure | Fetch | Commit | Release
 OwnerBody = OwnerHello | Request | Cancel | Bye
 DeviceBody = DeviceHello | Answer | Refuse | Error | Evict | Bye
 Body = OwnerBody | DeviceBody
@@ -333,12 +379,6 @@ def _fits_torch(kernel: Kernel) -> bool:
     if isinstance(kernel, Dense):
         return True
     return max(*kernel.stride, *kernel.padding, *kernel.dilation) <= MOST
-
-
-def _sum_fault(
-    tensors: Sequence[TensorHeader], given: tuple[Handle, ...], wanted: Sequence[tuple[Handle, ...]]
-) -> str | None:
-    return f"takes one tensor, got {len(tensors)}" if len(tensors) != 1 else _terms_fault(given, wanted)
 
 
 def _beside(tensor: TensorHeader) -> tuple[object, ...]:

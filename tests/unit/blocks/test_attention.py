@@ -232,7 +232,7 @@ def test_nested_tensors_are_refused_with_advice() -> None:
     """They come from a first layer that is kept: PyTorch fuses it, and packs padded sequences for all layers."""
     model = encoder()
     scattered, _ = scatter_locally(model.layers[1])
-    mixed = substitute(model, {model.layers[1]: scattered}, freeze=True)
+    mixed = substitute(model, {model.layers[1]: scattered}, tensors="frozen")
     with torch.no_grad():
         mixed(torch.randn(3, 5, 16))
         with pytest.raises(InputError, match="enable_nested_tensor=False"):

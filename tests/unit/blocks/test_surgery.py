@@ -114,7 +114,7 @@ def test_no_number_is_copied(network: Network, freeze: bool) -> None:
 def test_frozen_parameters_are_aliases(network: Network) -> None:
     network.head.weight.grad = torch.ones_like(network.head.weight)
     network.head.weight.note = "kept"  # type: ignore[attr-defined]
-    copied: Any = substitute(network, {}, freeze=True)
+    copied: Any = substitute(network, {}, tensors="frozen")
     for name, parameter in copied.named_parameters():
         original = network.get_parameter(name)
         assert isinstance(parameter, nn.Parameter)
@@ -127,7 +127,7 @@ def test_frozen_parameters_are_aliases(network: Network) -> None:
 
 
 def test_otherwise_they_are_the_same_objects(network: Network) -> None:
-    copied: Any = substitute(network, {}, freeze=False)
+    copied: Any = substitute(network, {}, tensors="same")
     for name, parameter in copied.named_parameters():
         assert parameter is network.get_parameter(name)
     assert all(mine is other for mine, other in zip(copied.buffers(), network.buffers(), strict=True))
@@ -266,14 +266,14 @@ def test_attributes_of_a_replaced_module_follow() -> None:
 
 
 def test_any_module_can_replace_any_other(network: Network) -> None:
-    copied: Any = substitute(network, {network.body[0]: nn.Identity(), network.body[1]: network.body[1]}, freeze=True)
+    copied: Any = substitute(network, {network.body[0]: nn.Identity(), network.body[1]: network.body[1]}, tensors="frozen")
     assert isinstance(copied.again, nn.Identity)
     assert copied.body[1] is network.body[1]
 
 
 def test_lazy_modules_stay_lazy() -> None:
     model: Any = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
-    copied: Any = substitute(model, {}, freeze=True)
+    copied: Any = substitute(model, {}, tensors="frozen")
     copied(torch.ones(2, 5))
     assert copied[0].weight.shape == (3, 5)
     assert isinstance(model[0].weight, nn.UninitializedParameter)
@@ -290,7 +290,7 @@ def test_containers_of_all_kinds() -> None:
         functools.partial(torch.add, ones),
         Settings([], ones).__eq__,
     ]
-    copied: Any = substitute(model, {}, freeze=False)
+    copied: Any = substitute(model, {}, tensors="same")
     assert copied.held[0]["a"] is copied.held[1][0] is copied.held[4].args[0] is ones
     assert next(iter(copied.held[3])) is ones
     assert copied.held[5].__self__.table is ones
@@ -300,7 +300,7 @@ def test_containers_of_all_kinds() -> None:
 def test_a_tensor_in_a_graph_is_shared() -> None:
     model: Any = nn.Linear(2, 2)
     model.cached = model.weight * 2
-    copied: Any = substitute(model, {}, freeze=True)
+    copied: Any = substitute(model, {}, tensors="frozen")
     assert (copied.cached.grad_fn, copied.cached.data_ptr()) == (None, model.cached.data_ptr())
 
 
@@ -321,7 +321,7 @@ def test_a_scattered_model_is_not_scattered_again(network: Network) -> None:
     scattered = scatter_locally(network).model
     assert scatterable(scattered).targets == ()
     with pytest.raises(ScatteredError, match="cannot be copied"):
-        substitute(scattered, {}, freeze=True)
+        substitute(scattered, {}, tensors="frozen")
 
 
 def test_training_reaches_kept_parameters_of_the_original(network: Network) -> None:

@@ -25,6 +25,7 @@ from awfulowl.wire.messages import (
     Evict,
     Fetch,
     Load,
+    Measure,
     OwnerHello,
     Refuse,
     Release,
@@ -88,7 +89,7 @@ OWNER: Final[Mapping[OwnerState, Mapping[object, OwnerState]]] = {
     OwnerState.CLOSED: {},
 }
 
-_REQUESTS: Final = (Load, Apply, ApplyTransposed, Step, Fetch, Commit, Release)
+_REQUESTS: Final = (Load, Apply, ApplyTransposed, Step, Measure, Fetch, Commit, Release)
 
 DEVICE: Final[Mapping[DeviceState, Mapping[object, DeviceState]]] = {
     # Requests may overtake the hello that opens their session: ignored, and asked again after their deadline.

@@ -1,0 +1,135 @@
+"""One step of gradient descent, as a linear map of weights, momentum and gradient.
+
+With the gradient G, every variant of stochastic gradient descent is
+
+    M <- a M + b W + c G,        W <- W + d W + e M + f G,
+
+with the new M and the old W in the second line, and six numbers that the owner computes. A device needs to know
+nothing else, and what is linear in W and M (the owner's checks) moves by the same six numbers.
+
+Devices keep a second float32 beside every weight, what was lost when it was rounded: W + C has some 48 bits, of which
+products use the first 24. Without it updates below half a unit in the last place of a weight, such as a decay of
+1e-7, would vanish (Kahan 1965; the sum is Knuth's, exact whatever is larger: TAOCP 2, 4.2.2, theorem B).
+"""
+
+from collections.abc import Sequence
+from typing import Final, Self
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from awfulowl.errors import InputError
+
+_CHUNK: Final = 1 << 16
+"""Weights at a time: what an update reads and writes stays in a core's cache."""
+
+
+class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="descent"):
+    """The six numbers a to f, each a float32: devices round a number to that anyway, and the owner has to know."""
+
+    momentum_momentum: float
+    momentum_weight: float
+    momentum_gradient: float
+    weight_weight: float
+    weight_momentum: float
+    weight_gradient: float
+
+    @classmethod
+    def sgd(
+        cls,
+        lr: float,
+        *,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        decoupled: bool = False,
+        scale: float = 1.0,
+        first: bool = False,
+    ) -> Self:
+        """Return one step of `torch.optim.SGD`.
+
+        Args:
+            lr: the learning rate.
+            momentum: how much of it is left after a step, below 1.
+            dampening: how much of the gradient does not enter the momentum.
+            weight_decay: added to the gradient as so many times the weights.
+            nesterov: whether the step goes along the momentum that the next would have.
+            decoupled: whether weights decay by lr * weight_decay by themselves, not through the gradient
+                (Loshchilov and Hutter 2019).
+            scale: what gradients are multiplied with, as when they are clipped.
+            first: whether the momentum begins: PyTorch does not dampen then.
+        """
+        coupled = 0.0 if decoupled else weight_decay
+        enters = 1.0 if first else 1.0 - dampening
+        alone = -lr * weight_decay if decoupled else 0.0
+        if momentum == 0.0:
+            numbers = (0.0, 0.0, 0.0, alone - lr * coupled, 0.0, -lr * scale)
+        elif nesterov:
+            numbers = (
+                momentum,
+                enters * coupled,
+                enters * scale,
+                alone - lr * coupled,
+                -lr * momentum,
+                -lr * scale,
+            )
+        else:
+            numbers = (momentum, enters * coupled, enters * scale, alone, -lr, 0.0)
+        rounded = [float(np.float32(number)) for number in numbers]
+        if not all(np.isfinite(rounded)):
+            raise InputError(f"a step of lr={lr}, momentum={momentum}, weight_decay={weight_decay} is not finite")
+        return cls(*rounded)
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether a momentum is kept."""
+        return self.momentum_momentum != 0 or self.momentum_gradient != 0
+
+    def moved(self, weight: Tensor, momentum: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what becomes of something linear in weights, momentum and gradient: the new (weight, momentum)."""
+        after = self.momentum_momentum * momentum + self.momentum_weight * weight + self.momentum_gradient * gradient
+        change = self.weight_weight * weight + self.weight_momentum * after + self.weight_gradient * gradient
+        return weight + change, after
+
+
+def descend(rule: Descent, state: Sequence[Tensor], gradient: Tensor) -> None:
+    """Take a step in place.
+
+    Args:
+        rule: the step.
+        state: weights, what was lost when they were rounded, and the momentum where the rule has one; float32 of one
+            shape, contiguous.
+        gradient: of the same shape; overwritten.
+    """
+    flat = [one.view(-1) for one in (*state, gradient)]
+    scratch = [torch.empty(min(_CHUNK, len(flat[0])), dtype=torch.float32, device=gradient.device) for _ in range(2)]
+    for start in range(0, len(flat[0]), _CHUNK):
+        parts = [one[start : start + _CHUNK] for one in flat]
+        _descend_part(rule, parts, [one[: len(parts[0])] for one in scratch])
+
+
+def _descend_part(rule: Descent, parts: Sequence[Tensor], scratch: Sequence[Tensor]) -> None:
+    weight, lost, *momentum, gradient = parts
+    change, total = scratch
+    if rule.has_momentum:
+        (after,) = momentum
+        after.mul_(rule.momentum_momentum).add_(gradient, alpha=rule.momentum_gradient)
+        if rule.momentum_weight:
+            after.add_(weight, alpha=rule.momentum_weight)
+        gradient.mul_(rule.weight_gradient) if rule.weight_gradient else gradient.zero_()
+        change = gradient.add_(after, alpha=rule.weight_momentum)
+    else:
+        change = gradient.mul_(rule.weight_gradient)
+    if rule.weight_weight:
+        change.add_(weight, alpha=rule.weight_weight)
+    change.add_(lost)
+    # Two-sum: total + lost = weight + change, exactly.
+    torch.add(weight, change, out=total)
+    seen = torch.sub(total, weight, out=lost)  # what of the change arrived
+    change.sub_(seen)
+    seen.sub_(total).add_(weight)  # minus what of the weight was lost
+    lost.add_(change)
+    weight.copy_(total)

@@ -1,0 +1,200 @@
+"""Stochastic gradient descent over parameters at the owner and at devices alike."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from awfulowl.arithmetic.descent import Descent
+from awfulowl.blocks.adapters.catalogue import scatterable
+from awfulowl.blocks.adapters.weight import ScatteredWeight
+from awfulowl.errors import InputError, ModelError, ScatteredError
+from awfulowl.owner.deployment import Deployment
+from awfulowl.owner.loop import LoopThread
+from awfulowl.owner.training import TrainedDeployment
+from awfulowl.placement.plan import Plan
+from awfulowl.placement.survey import Part, product_name
+
+_OPTIONS: Final = frozenset({"momentum", "dampening", "weight_decay", "nesterov", "maximize", "decoupled_weight_decay"})
+
+
+class FleetSGD(torch.optim.SGD):
+    """`torch.optim.SGD` whose scattered parameters move at the devices that hold them.
+
+    Schedulers, parameter groups and `zero_grad` work as ever. `step` returns when every device has taken the step, or
+    is known to have missed it.
+    """
+
+    def __init__(
+        self,
+        scattered: nn.Module,
+        training: TrainedDeployment,
+        panels: Mapping[ScatteredWeight, Sequence[int]],
+        loop: LoopThread,
+        params: Iterable[nn.Parameter] | Iterable[Mapping[str, Any]] | None,
+        *,
+        lr: float,
+        decoupled_weight_decay: bool = False,
+        **options: Any,
+    ) -> None:
+        unknown = sorted(options.keys() - _OPTIONS)
+        if unknown:
+            raise InputError(f"{', '.join(unknown)}: no options here; there are lr, {', '.join(sorted(_OPTIONS))}")
+        chosen: Any = [one for one in scattered.parameters() if one.requires_grad] if params is None else params
+        self._training = training
+        self._panels = panels
+        self._loop = loop
+        self._scale = 1.0
+        self._ready = False
+        try:
+            super().__init__(chosen, lr=lr, **options)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"this optimizer cannot be made: {error}") from error
+        for group in self.param_groups:
+            group.setdefault("decoupled_weight_decay", decoupled_weight_decay)
+        self._ready = True
+        self._groups()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients, here and at devices."""
+        super().zero_grad(set_to_none)
+        self._scale = 1.0
+        self._training.forget()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step.
+
+        Raises:
+            UnavailableError: nothing honest is left.
+            InputError: gradients or settings are not finite, or momentum is 1 or more; nothing has moved.
+        """
+        if closure is not None:
+            raise InputError("closures ask for several passes in one step, which devices do not take; call step()")
+        rules = {number: self._rule(group, number) for number, group in self._groups().items()}
+        kept = [one for group in self.param_groups for one in group["params"] if not isinstance(one, ScatteredWeight)]
+        for one in kept:
+            if one.grad is not None and not bool(one.grad.isfinite().all()):
+                raise InputError("a gradient is not finite (is the loss?): nothing has moved; call zero_grad()")
+        self._loop.run(self._training.step(rules))
+        self._step_here()
+        return None
+
+    def _step_here(self) -> None:
+        """Move what is kept; decoupled decay is done first, as torch.optim.AdamW does."""
+        decays = [group["weight_decay"] for group in self.param_groups]
+        for group in self.param_groups:
+            if group["decoupled_weight_decay"] and group["weight_decay"]:
+                for one in group["params"]:
+                    if one.grad is not None:
+                        one.mul_(1 - group["lr"] * group["weight_decay"])
+                group["weight_decay"] = 0.0
+        try:
+            torch.optim.SGD.step(self)
+        finally:
+            for group, decay in zip(self.param_groups, decays, strict=True):
+                group["weight_decay"] = decay
+
+    def _groups(self) -> dict[int, dict[str, Any]]:
+        """Return the group of each panel.
+
+        Raises:
+            InputError: parameters of one panel are in different groups.
+        """
+        groups: dict[int, dict[str, Any]] = {}
+        for group in self.param_groups:
+            for weight in group["params"]:
+                for number in self._panels.get(weight, ()) if isinstance(weight, ScatteredWeight) else ():
+                    if groups.setdefault(number, group) is not group:
+                        raise InputError(
+                            f"{weight!r} and others with the same input are trained together: put them in one group"
+                        )
+        return groups
+
+    def _rule(self, group: Mapping[str, Any], number: int) -> Descent:
+        if not 0 <= group["momentum"] < 1:
+            raise InputError(f"momentum={group['momentum']}: what devices do can be checked below 1 only")
+        return Descent.sgd(
+            float(group["lr"]),
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            weight_decay=group["weight_decay"],
+            nesterov=group["nesterov"],
+            decoupled=group["decoupled_weight_decay"],
+            scale=-self._scale if group["maximize"] else self._scale,
+            first=not self._training.histories[number].has_momentum,
+        )
+
+
+def places(
+    scattered: nn.Module, deployment: Deployment, parts: Iterable[Part]
+) -> dict[ScatteredWeight, tuple[int, ...]]:
+    """Return the panels that each scattered parameter of a model is in."""
+    where = {member.product: number for number, panel in enumerate(deployment.panels) for member in panel.members}
+    found: dict[ScatteredWeight, tuple[int, ...]] = {}
+    for part in parts:
+        module = part.target.module
+        for name in part.target.adapter.parameters(module):
+            weight = scattered.get_parameter(f"{part.target.name}.{name}" if part.target.name else name)
+            storage = module.get_parameter(name).untyped_storage().data_ptr()
+            products = part.target.adapter.products(module)
+            alone = len(products) == 1
+            numbers = {
+                where[product_name(part.target.name, made.name)]
+                for made in products
+                if alone or made.weights[0].untyped_storage().data_ptr() == storage
+            }
+            if isinstance(weight, ScatteredWeight):
+                found[weight] = tuple(sorted(numbers))
+    return found
+
+
+def trainable(model: nn.Module, plan: Plan, parts: Iterable[Part]) -> list[bool]:
+    """Say for each panel of a plan whether its weights require gradients.
+
+    Raises:
+        ModelError: a panel has weights that do and others that do not, or weights that are also used elsewhere.
+    """
+    wanted: dict[str, bool] = {}
+    tied = scatterable(model).tied
+    for part in parts:
+        module, path = part.target.module, part.target.name
+        for name in part.target.adapter.parameters(module):
+            full = f"{path}.{name}" if path else name
+            if full in tied and module.get_parameter(name).requires_grad:
+                raise ModelError(
+                    f"{full} is also {', '.join(tied[full])}, which stays at the owner: they would be trained apart. "
+                    f"Keep the layer (keep=[{path!r}]) when you plan, or untie them"
+                )
+        own = {module.get_parameter(name).requires_grad for name in part.target.adapter.parameters(module)}
+        if len(own) > 1:
+            raise ModelError(f"'{path}' is partly frozen: freeze all of its weights, or none")
+        wanted |= {product_name(path, made.name): own == {True} for made in part.target.adapter.products(module)}
+    found = []
+    for panel in plan.panels:
+        own = {wanted[member.product] for member in panel.members}
+        if len(own) > 1:
+            raise ModelError(
+                f"{panel.name}: some of its layers are frozen and some are not, and they are trained together: "
+                "freeze them before you plan"
+            )
+        found.append(own == {True})
+    return found
+
+
+def _refuse_foreign(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Stop optimizers that would leave scattered weights where they are, without a word."""
+    del args, kwargs
+    if isinstance(optimizer, FleetSGD):
+        return
+    for group in optimizer.param_groups:
+        for one in group["params"]:
+            if isinstance(one, ScatteredWeight):
+                raise ScatteredError(
+                    f"{one!r} lives on devices, where this optimizer cannot move it: use fleet.optimizer"
+                )
+
+
+register_optimizer_step_pre_hook(_refuse_foreign)

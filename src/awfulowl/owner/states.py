@@ -1,0 +1,120 @@
+"""What a panel under training was when it was last known: the numbers that its blocks are loaded and rebuilt from."""
+
+import tempfile
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from awfulowl.allocator import mapped
+from awfulowl.blocks.grid import rectangle
+from awfulowl.errors import ModelError
+from awfulowl.owner.numbers import AnyCheck, Floats
+from awfulowl.placement.plan import Panel
+from awfulowl.randomness import Entropy
+from awfulowl.veil.base import Sharing
+from awfulowl.verification.training import TrainingCheck
+
+PARTS: Final = ("weight", "lost", "momentum")
+"""What a block under training consists of (`arithmetic.descent`), in the order of the wire."""
+
+
+class Vault:
+    """Files in a private directory, one for each panel: between snapshots the owner holds no weights in memory."""
+
+    def __init__(self) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="awfulowl-")  # of mode 0700; goes with this object
+        self._directory = Path(self._temporary.name)
+
+    def save(self, number: int, state: Sequence[Tensor]) -> None:
+        """Put a panel's state in place of the one before.
+
+        Raises:
+            ModelError: it cannot be written; the one before is as it was.
+        """
+        path = self._path(number)
+        side = path.with_suffix(".new")
+        try:
+            save_file(dict(zip(PARTS, state, strict=True)), side)
+            side.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"the state of panel {number} cannot be written to {self._directory}: {error}") from error
+
+    def load(self, number: int) -> list[Tensor]:
+        """Return a panel's state.
+
+        Raises:
+            ModelError: the file is gone or damaged.
+        """
+        try:
+            found = load_file(self._path(number))
+            return [found[part] for part in PARTS]
+        except (OSError, KeyError, SafetensorError) as error:
+            raise ModelError(f"the state of panel {number} in {self._directory} cannot be read: {error}") from error
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"panel-{number}.safetensors"
+
+
+class Trained(Floats):
+    """float32 that moves: blocks are those of the last snapshot, which is the model itself at first."""
+
+    fetched = len(PARTS)
+
+    def __init__(self, panel: Panel, number: int, weights: Sequence[Tensor], sharing: Sharing, vault: Vault) -> None:
+        super().__init__(panel, weights, sharing)
+        self._number = number
+        self._vault = vault
+        self._largest = super().largest_weight()
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a whole state."""
+        return 4 * len(PARTS) * torch.Size(self._panel.grid.shape).numel()
+
+    def anchor(self, state: Sequence[Tensor], step: int) -> None:
+        """Make a state (`PARTS`, each of the panel's shape) the last snapshot: the one after `step`.
+
+        Raises:
+            ModelError: it cannot be written.
+        """
+        self._vault.save(self._number, state)
+        self._weights = ()
+        self._largest = float(state[0].abs().max())
+        self.parts, self.step = len(PARTS), step
+
+    def _state(self) -> list[Sequence[Tensor]]:
+        return [self._weights] if self._weights else [[part] for part in self._vault.load(self._number)]
+
+    def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> TrainingCheck:
+        """Draw secrets that follow the weights from the last snapshot on."""
+        weight, *others = [torch.cat([tensor.float() for tensor in part]) for part in self._state()]
+        known = [weight, *others[:1]]
+        return TrainingCheck(known, self._panel.grid, entropy, momentum=others[1:], apart=apart)
+
+    def matrices(self, check: AnyCheck, lane: int, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
+        """Return the parts of the blocks as they were at the last snapshot."""
+        del check, lane
+        return [rectangle(part, self._panel.grid, rows, columns, mapped) for part in self._state()]
+
+    def is_matrix(
+        self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: list[Tensor]
+    ) -> bool:
+        """Ask the check, which has followed the weights."""
+        del place
+        if not isinstance(check, TrainingCheck) or any(part.dtype is not torch.float32 for part in found):
+            return False
+        return check.matches(found, rows=rows, columns=columns)
+
+    def largest_weight(self) -> float:
+        """Return the largest absolute weight of the last snapshot."""
+        return self._largest
+
+    def here(self, x: Tensor) -> Tensor:
+        """Refuse: where the weights are now is known to devices only."""
+        del x
+        raise ModelError(f"{self._panel.name} is trained on devices: the owner cannot multiply with it")

@@ -1,0 +1,326 @@
+"""A model under training: steps in lockstep, snapshots, and how a device is brought to the present.
+
+Every holder of a block gets every job and every step, so replicas stay equal; a device that missed one is *behind*: its
+blocks are loaded anew from the last snapshot, and the jobs and steps since then are replayed to it. The owner keeps
+those jobs (inputs and gradients, not weights) until the next snapshot.
+"""
+
+import asyncio
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from awfulowl.arithmetic.descent import Descent
+from awfulowl.errors import GoneError, InputError, PeerError, UnavailableError
+from awfulowl.owner.deployment import Deployment
+from awfulowl.owner.engine import Engine, together
+from awfulowl.owner.gather import fetch_panel
+from awfulowl.owner.history import History, Job, Taken
+from awfulowl.owner.numbers import Numbers
+from awfulowl.owner.peer import Peer
+from awfulowl.owner.states import PARTS, Trained, Vault
+from awfulowl.owner.transposing import TransposedLayouts
+from awfulowl.placement.plan import Plan
+from awfulowl.verification.training import TrainingCheck
+from awfulowl.wire.digest import digest
+from awfulowl.wire.messages import Commit, Release, Step
+
+_STEP_TIMEOUT_FACTOR: Final = 6.0
+"""A step computes the gradient of all blocks of a panel, which takes longer than a product."""
+
+
+class TrainedDeployment(Deployment):
+    """A deployment whose weights move."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        plan: Plan,
+        weights: Mapping[str, Sequence[Tensor]],
+        trainable: Sequence[bool],
+        on_change: Callable[[Plan], None] | None = None,
+    ) -> None:
+        super().__init__(engine, plan, weights, on_change)
+        self.histories = [History(own) for own in trainable]
+        self.number = itertools.count(1).__next__
+        """Numbers of jobs and of kept inputs, none twice."""
+        self.micro = threading.local()
+        """`batch`: which micro-batch of a step this thread works on, where several are under way at once."""
+        self.drift = [0.0 for _ in trainable]
+        """How far devices may have moved the weights of each panel unseen, up to its last snapshot."""
+        self._calls = itertools.count()
+        self._vault = Vault()
+        self._transposed: dict[int, TransposedLayouts] = {}
+
+    def make_numbers(self, number: int) -> Numbers:
+        """Return the numbers of a panel as they are now: those of the model."""
+        return Trained(self.panels[number], number, self.weights[number], self.sharing, self._vault)
+
+    def transposed(self, number: int) -> TransposedLayouts:
+        """Return the requests for a panel's gradients."""
+        if number not in self._transposed:
+            self._transposed[number] = TransposedLayouts(self.layouts[number])
+        return self._transposed[number]
+
+    def check(self, number: int) -> TrainingCheck:
+        """Return the check of a panel."""
+        check = self.checks[number]
+        if not isinstance(check, TrainingCheck):
+            raise InputError(f"{self.panels[number].name} is not trained")
+        return check
+
+    def state(self, number: int) -> Trained:
+        """Return what is known of a panel."""
+        found = self.numbers[number]
+        if not isinstance(found, Trained):
+            raise InputError(f"{self.panels[number].name} is not trained")
+        return found
+
+    # Jobs
+
+    def call(self) -> int:
+        """Return where the jobs of a backward pass that begins now in this thread stand among those of the step.
+
+        Micro-batches that are worked on at once count by their number, not by who comes first.
+        """
+        return (getattr(self.micro, "batch", 0) << 32) + next(self._calls)
+
+    def add(self, number: int, x: Tensor, dy: Tensor, order: tuple[int, int]) -> Job:
+        """Note a part of the next step; x and dy are the job's from now on."""
+        job = Job(self.number(), x, dy, order)
+        self.histories[number].add(job)
+        return job
+
+    def drop(self, number: int, job: Job) -> None:
+        """Take a job back, as when its gradients turn out not to be finite."""
+        history = self.histories[number]
+        history.pending = [one for one in history.pending if one is not job]
+
+    def forget(self) -> None:
+        """Clear all gradients."""
+        for history in self.histories:
+            history.forget()
+
+    async def see(self, number: int, job: Job) -> None:
+        """Compute what a job adds to the images of the gradient.
+
+        Raises:
+            InputError: gradients or inputs are not finite.
+        """
+        check = self.check(number)
+        seen = await self.engine.compute(partial(check.see, job.x, job.dy))
+        if not all(bool(side.image.isfinite().all()) for side in seen):
+            name = self.panels[number].name
+            raise InputError(f"{name}: gradients are not finite (is the loss?); they were dropped, nothing has moved")
+        if check is self.check(number):
+            job.seen = seen
+        else:  # a snapshot was taken meanwhile
+            await self.see(number, job)
+
+    async def give(self, peer: Peer, number: int, cells: Sequence[int], job: Job) -> None:
+        """Give a device a job with everything that belongs to it, and ask for no product."""
+        layouts = self.transposed(number)
+        layout = layouts.lay_out(tuple(cells), ())
+        body = layout.body
+        body = type(body)(rows=body.rows, slices=body.slices, terms=(), space=tuple(job.x.shape[2:]), job=job.number)
+        tensors = [layouts.gradients(layout, job.dy), layouts.inputs(layout, job.x)]
+        await peer.ask(body, tensors, timeout_s=self.engine.policy.answer_timeout_s * _STEP_TIMEOUT_FACTOR)
+
+    # Steps
+
+    async def step(self, rules: Mapping[int, Descent]) -> None:
+        """Let panels take a step along the gradients of their jobs; those without jobs stay.
+
+        Raises:
+            UnavailableError: a snapshot was due and nothing honest is left that could give it.
+        """
+        await together(self._step(number, rule) for number, rule in rules.items() if self.histories[number].pending)
+        for number in self._due():
+            await self.snapshot(number)
+
+    async def _step(self, number: int, rule: Descent) -> None:
+        history, check = self.histories[number], self.check(number)
+        async with history.lock:
+            holders = self.in_step(number)
+            taken = history.take(rule)
+            seen = [job.seen for job in taken.jobs if job.seen is not None]
+            self.engine.ledger.steps += 1
+            moving = asyncio.ensure_future(self.engine.compute(partial(check.move, rule, seen)))
+            await together(self._one_step(device, number, cells, taken) for device, cells in holders.items())
+            await moving
+
+    async def _one_step(self, device: str, number: int, cells: Sequence[int], taken: Taken) -> None:
+        try:
+            await self._ask_step(self.engine.peers[device], number, cells, taken)
+        except PeerError as error:
+            self.engine.note("behind", device, f"{self.panels[number].name}: {error}")
+            self.behind(device, number, cells)
+
+    async def _ask_step(self, peer: Peer, number: int, cells: Sequence[int], taken: Taken) -> None:
+        slices = tuple({handle: None for cell in cells for handle in self.slices(number, cell)})
+        jobs = tuple(job.number for job in taken.jobs)
+        body = Step(slices=slices, step=taken.step, jobs=jobs, rule=taken.rule)
+        await peer.ask(body, [], timeout_s=self.engine.policy.answer_timeout_s * _STEP_TIMEOUT_FACTOR)
+
+    async def catch_up(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
+        """Replay to a device, whose blocks are those of the last snapshot, all that happened since.
+
+        When this returns nothing is missing, as long as the caller does not wait for anything.
+
+        Raises:
+            GoneError: a snapshot was taken meanwhile, so that its blocks are of the one before.
+        """
+        history = self.histories[number]
+        log, given, position = history.log, set[int](), 0
+        while True:
+            if history.log is not log:
+                raise GoneError(f"{peer.name}: there is a newer snapshot of {self.panels[number].name}")
+            taken = log[position] if position < len(log) else None
+            jobs = history.pending if taken is None else taken.jobs
+            job = next((job for job in jobs if job.number not in given), None)
+            if job is not None:
+                given.add(job.number)
+                await self.give(peer, number, cells, job)
+            elif taken is not None:
+                position += 1
+                self.engine.ledger.replayed += 1
+                await self._ask_step(peer, number, cells, taken)
+            else:
+                return
+
+    # Snapshots
+
+    def renew(self, number: int) -> None:
+        """Count a failed check: secrets are drawn anew with the next snapshot, not in between."""
+        self.histories[number].failures += 1
+
+    async def anchor(self, number: int) -> None:
+        """Look at what the weights are: images may have strayed further than we believed."""
+        await self.snapshot(number)
+
+    def used(self, number: int, samples: int) -> None:
+        """Count a product."""
+        del number
+        self.engine.ledger.samples += samples
+
+    def keep(self, number: int) -> None:
+        """Give up: where the weights are now is known to devices only.
+
+        Raises:
+            UnavailableError: always.
+        """
+        raise UnavailableError(
+            f"{self.panels[number].name}: too few devices are left, the rules allow none of them these blocks. "
+            "Nothing has moved: add devices and resume from a checkpoint"
+        )
+
+    def _due(self) -> list[int]:
+        """Return the panels that a snapshot should be taken of, most bytes of log for a byte of state first."""
+        policy = self.engine.policy
+        due = [
+            number
+            for number, history in enumerate(self.histories)
+            if len(history.log) >= policy.snapshot_after
+            or history.failures >= policy.snapshot_failures
+            or (history.log and self.check(number).stretched > policy.snapshot_stretch)
+        ]
+        sizes = {number: history.log_bytes for number, history in enumerate(self.histories) if number not in due}
+        if sum(sizes.values()) > policy.log_bytes:
+            by_gain = sorted(sizes, key=lambda number: sizes[number] / self.state(number).state_bytes)
+            while sum(sizes.values()) > policy.log_bytes // 2:
+                due.append(by_gain.pop())
+                del sizes[due[-1]]
+        return due
+
+    async def snapshot(self, number: int) -> list[Tensor]:
+        """Fetch the state of a panel, verify it, keep it, draw new secrets, and return it (`states.PARTS`).
+
+        Raises:
+            UnavailableError: nothing honest is left that could give it.
+            ModelError: it cannot be kept.
+        """
+        history, name = self.histories[number], self.panels[number].name
+        async with history.lock:
+            check = self.check(number)
+            state = await fetch_panel(self, number, self.engine.policy.request_timeout_s)
+            if not await self.engine.compute(partial(check.matches_whole, state)):
+                raise UnavailableError(f"{name}: the blocks that devices hold do not add up to what was trained")
+            self.drift[number] += check.drift
+            self.engine.ledger.snapshots += 1
+            await self.engine.compute(partial(self.state(number).anchor, state, history.step))
+            self.checks[number] = await self.engine.compute(partial(self.new_check, number))
+            history.log, history.failures = [], 0
+            for job in history.pending:
+                await self.see(number, job)
+            await self._compare_replicas(number)
+        return state
+
+    async def _compare_replicas(self, number: int) -> None:
+        """Load the snapshot onto devices that hold other bits: maybe honest ones, but the check starts anew."""
+        if self.replicas == 1:
+            return
+        for device, cells in self.in_step(number).items():
+            try:
+                same = [await self._states(self.engine.peers[device], number, cell) for cell in cells]
+            except PeerError:
+                same = [False]
+            if not all(same):
+                self.engine.note("behind", device, f"{self.panels[number].name}: not the bits of its replica")
+                self.behind(device, number, cells)
+
+    async def _states(self, peer: Peer, number: int, cell: int) -> bool:
+        """Say whether a device states the digest of the last snapshot."""
+        panel = self.panels[number]
+        rows = tuple(panel.row_handles[row] for row in panel.cells[cell].rows)
+        body = Commit(rows=rows, slices=self.slices(number, cell), parts=len(PARTS))
+        wanted = await self.engine.compute(partial(self.digest, number, cell))
+        answer = await peer.ask(body, [], timeout_s=self.engine.policy.answer_timeout_s)
+        return torch.equal(answer.tensors[0], wanted)
+
+    # Lockstep
+
+    def holders_of(self, number: int, cells: Iterable[int]) -> dict[str, list[int]]:
+        """Return the live holders of some cells, and which of these each holds."""
+        found: dict[str, list[int]] = {}
+        for cell in cells:
+            for device in self.holders((number, cell)):
+                found.setdefault(device, []).append(cell)
+        return found
+
+    def in_step(self, number: int) -> dict[str, list[int]]:
+        """Return the live holders of a panel; all others have missed something from now on."""
+        cells = range(len(self.panels[number].cells))
+        found = self.holders_of(number, cells)
+        for cell in cells:
+            self.ready_on[number, cell] = {
+                device for device in self.ready_on[number, cell] if cell in found.get(device, ())
+            }
+        return found
+
+    def behind(self, device: str, number: int, cells: Iterable[int]) -> None:
+        """Take note that a device missed a job or a step of some cells, and have it loaded anew."""
+        self.engine.ledger.behind += 1
+        for cell in cells:
+            self.ready_on[number, cell].discard(device)
+        peer = self.engine.peers[device]
+        if peer.alive:
+            self.engine.spawn(self._reload(peer, number, list(cells)))
+
+    async def _reload(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
+        slices = tuple({handle: None for cell in cells for handle in self.slices(number, cell)})
+        try:
+            async with self.loading_onto.setdefault(peer.name, asyncio.Lock()):
+                await peer.ask(Release(slices), [], timeout_s=self.engine.policy.answer_timeout_s)
+        except PeerError as error:
+            self.engine.note("load failed", peer.name, str(error))
+        await self.load_duties(peer)
+
+    def digest(self, number: int, cell: int) -> Tensor:
+        """Return the digest of the first matrix of a cell, as its holders should state it."""
+        placed = self.panels[number].cells[cell]
+        return digest(self.matrices(number, placed.lane, placed.rows, [placed.column]))

@@ -1,0 +1,285 @@
+"""Images of weights under secret vectors, and how they move when the weights are trained.
+
+An image of weights W (outputs, inputs) is s = rᵀ W for secret r over the outputs, or p = W q for secret q over
+the inputs. It is linear in W, and a step of gradient descent is linear in weights, momentum and gradient, so
+images of all three move by the same numbers as the weights themselves (`arithmetic.descent`). The image of a
+gradient Σ_b dy_b x_bᵀ is Σ_b (r dy_b) x_bᵀ: the owner computes it from what it sent, and has no need of the
+weights.
+
+Devices round, so their weights stray from those that the images belong to. How far is tracked beside the images, for
+each column of W (row, for images from the right), in units of κ u² (`verification.rounding`):
+
+- `energy` of the weights, Σ_i W_ij². It is known when secrets are drawn; later it is at most twice that and twice the
+  energy of the change, which three images estimate without bias.
+- `noise`, the variance of what sums of float32 products leave behind: with n products in each number of a gradient it
+  gains (n + 3)/3 (Σ_b |dy_b|² x_bj² + |G_j|²) a step, and is then carried along by the rule of descent as the
+  covariance of errors in weights and momentum. Errors of different steps are taken for independent.
+- `drag`, an amplitude: each update rounds each number once or a few times. Where nothing happens (a dead input, a
+  constant momentum) such a rounding can be the same at every step, so these are added up as if they always were.
+"""
+
+import math
+from collections.abc import Sequence
+from math import prod
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from awfulowl.arithmetic.descent import Descent
+from awfulowl.blocks.grid import Grid
+from awfulowl.errors import ModelError
+from awfulowl.randomness import Entropy
+from awfulowl.verification.rounding import MEAN_SQUARE, UNIT_ROUNDOFF
+from awfulowl.verification.sums import AnyKernel, Transposed, chunks, taps, weigh
+from awfulowl.verification.vectors import project
+
+LARGEST_SQUARE: Final = 3.0
+"""Secrets are uniform in [-√3, √3], of variance 1: bounded, so that no chance makes one output count for all."""
+
+_SLACK: Final = 2.0**-40
+"""Of weights and momentum, relative to their length: what a device loses below the second float32."""
+
+
+_LEAST: Final = 1e-300
+
+
+class Step(NamedTuple):
+    """What a gradient adds to a side.
+
+    `image` is (*size, k, b) float64, `energy` is Σ_b |dy_b|² x_b² (*size, parts, b), and `terms` is the number of
+    products in each number of the gradient.
+    """
+
+    image: Tensor
+    energy: Tensor
+    terms: int
+
+    def plus(self, other: "Step") -> "Step":
+        """Return the sum of two."""
+        return Step(self.image + other.image, self.energy + other.energy, self.terms + other.terms)
+
+
+class Side:
+    """Images of one panel's weights from one side.
+
+    From the left, secrets are over the outputs and images over the inputs; from the right the other way round. With
+    several `parts` (of the outputs, from the left) each has secrets of its own that are 0 elsewhere, and the images of
+    some of the parts are sums.
+    """
+
+    def __init__(self, grid: Grid, entropy: Entropy, vectors: int, parts: Tensor, *, transposed: bool) -> None:
+        """Draw secrets; `anchor` gives them images.
+
+        Args:
+            grid: of the weights.
+            entropy: where the secrets come from.
+            vectors: independent secret vectors, k, for each part.
+            parts: (parts, outputs), or inputs from the right: 1 where a part has the output, else 0.
+            transposed: whether images are from the right.
+        """
+        self._grid = grid
+        self._vectors = vectors
+        self._transposed = transposed
+        self.parts: Final = parts.double()
+        self._parts: Final = parts.float()
+        uniform = entropy.uniform(parts.numel() * vectors).reshape(len(parts), vectors, -1)
+        self.secret: Final = ((2 * uniform - 1) * LARGEST_SQUARE**0.5 * self.parts[:, None]).flatten(0, 1)
+
+    def anchor(self, weight: Sequence[Tensor], momentum: Sequence[Tensor]) -> None:
+        """Take images of weights and momentum that are known, and stray from them no more.
+
+        Args:
+            weight: tensors (outputs, inputs / groups, *size) whose sum are the weights.
+            momentum: the same; none stands for 0.
+
+        Raises:
+            ModelError: they are not finite.
+        """
+        self.weight = self.project(weight)
+        self.momentum = self.project(momentum) if momentum else torch.zeros_like(self.weight)
+        self._start = self.weight
+        self._base = self.size(weight[0])
+        if not bool(torch.isfinite(self._base).all() and torch.isfinite(self.momentum).all()):
+            raise ModelError("weights to be trained are not finite; nothing multiplied with them can be checked")
+        zero = torch.zeros_like(self._base)
+        self._noise = (zero, zero, zero)
+        self._drag = (zero, zero)
+
+    def project(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the image of the sum of some tensors of the panel's shape: (*size, k, b)."""
+        return added([self._project(self.secret, tensor, (1,)) for tensor in tensors])
+
+    def _project(self, secret: Tensor, weight: Tensor, powers: tuple[int, ...]) -> Tensor:
+        """Return secretᵀ W^power, summed over the side's own dimension: (*size, k, b)."""
+        groups = self._grid.groups
+        if not self._transposed:
+            return project(secret, weight, groups, powers)[0]
+        by_group = zip(secret.chunk(groups, dim=1), weight.chunk(groups), strict=True)
+        return torch.cat([project(own, part.transpose(0, 1), 1, powers)[0] for own, part in by_group], dim=-1)
+
+    def step(self, x: Tensor, dy: Tensor) -> Step:
+        """Return what a batch adds to the gradient's image.
+
+        Args:
+            x: (batch, inputs, *space).
+            dy: (batch, outputs, *space').
+        """
+        own, other = (x, dy) if self._transposed else (dy, x)
+        kernel: AnyKernel = Transposed(self._grid.kernel) if not self._transposed else self._grid.kernel
+        image: Tensor | None = None
+        energy: Tensor | None = None
+        for mine, theirs in zip(_alike(own, other), _alike(other, own), strict=True):
+            more = _correlate(self._grid, kernel, self.secret, mine, theirs)
+            squares = _correlate(self._grid, kernel, self._parts, mine.square(), theirs.square())
+            image, energy = (more, squares) if image is None or energy is None else (image + more, energy + squares)
+        if image is None or energy is None:
+            image, energy = torch.zeros_like(self.weight), torch.zeros_like(self._base)
+        return Step(image, energy, dy.shape[0] * prod(dy.shape[2:]))
+
+    def move(self, rule: Descent, step: Step) -> None:
+        """Follow the weights through a step along a gradient."""
+        before, gradient = self.weight, step.image
+        self.weight, self.momentum = rule.moved(before, self.momentum, gradient)
+        sizes = [self._length_squared(one) for one in (before, self.momentum, gradient)]
+        noise = (step.terms + 3) / 3 * (step.energy + sizes[2])
+        self._noise = _carried(rule, self._noise, noise)
+        weight, momentum, along = (size.sqrt() for size in sizes)
+        of_weight, of_momentum = self._drag
+        of_momentum = (
+            abs(rule.momentum_momentum) * of_momentum
+            + abs(rule.momentum_weight) * (of_weight + weight)
+            + abs(rule.momentum_gradient) * along
+            + 2 * momentum
+        )
+        of_weight = (
+            abs(1 + rule.weight_weight) * of_weight
+            + abs(rule.weight_momentum) * (of_momentum + 2 * momentum)
+            + 2 * abs(rule.weight_gradient) * along
+            + 2 * abs(rule.weight_weight) * weight
+        )
+        self._drag = of_weight, of_momentum
+
+    def _length_squared(self, image: Tensor) -> Tensor:
+        """Estimate Σ_i W_ij² from the images of W: (*size, k, b) to (*size, parts, b)."""
+        return self._by_part(image.square()).mean(dim=-2)
+
+    def _by_part(self, images: Tensor) -> Tensor:
+        """Set the parts apart: (..., parts * k, b) to (..., parts, k, b)."""
+        return images.reshape(*images.shape[:-2], len(self.parts), self._vectors, images.shape[-1])
+
+    @property
+    def energy(self) -> Tensor:
+        """At least Σ_i W_ij², for each part: (*size, parts, b)."""
+        if self.weight is self._start:
+            return self._base
+        return 2 * (self._base + self._length_squared(self.weight - self._start))
+
+    @property
+    def strayed(self) -> Tensor:
+        """Σ_i E_ij² of the weights' error E, expected, in units of κ u²: (*size, parts, b)."""
+        return self._strayed[0]
+
+    @property
+    def stretched(self) -> float:
+        """By how much the weights have changed since they were last known, as a multiple of their length."""
+        change = float(self._length_squared(self.weight - self._start).sum())
+        return math.sqrt(change / max(float(self._base.sum()), _LEAST))
+
+    @property
+    def drift(self) -> float:
+        """The expected length of the weights' error, relative to the weights."""
+        error = MEAN_SQUARE * UNIT_ROUNDOFF**2 * float(self.strayed.sum())
+        return math.sqrt(error / max(float(self.energy.sum()), _LEAST))
+
+    def agrees(self, found: Sequence[Tensor], chosen: Sequence[int], across: Tensor | slice, z: float) -> bool:
+        """Say whether images of weights and momentum are those that ours moved to, as far as rounding can tell.
+
+        Args:
+            found: the images of weights and of momentum (*size, k, b'), and Σ_i W_ij² (*size, 1, b').
+            chosen: parts that they are of.
+            across: which of the b they are of.
+            z: standard deviations that are accepted.
+        """
+        *images, size = found
+        slack = _SLACK * (LARGEST_SQUARE * self.secret.shape[1] * size).sqrt()
+        for own, seen, strayed in zip((self.weight, self.momentum), images, self._strayed, strict=True):
+            allowed = MEAN_SQUARE * UNIT_ROUNDOFF**2 * strayed[..., list(chosen), :].sum(dim=-2, keepdim=True)
+            limit = z * (LARGEST_SQUARE * allowed).sqrt()[..., across] + slack
+            if not bool(((seen - self._chosen(own, chosen)[..., across]).abs() <= limit).all()):
+                return False
+        return True
+
+    def size(self, weight: Tensor) -> Tensor:
+        """Return Σ_i W_ij²: (*size, parts, b)."""
+        return self._project(self.parts, weight, (2,))
+
+    @property
+    def _strayed(self) -> tuple[Tensor, Tensor]:
+        return self._noise[0] + self._drag[0].square(), self._noise[2] + self._drag[1].square()
+
+    def _chosen(self, image: Tensor, chosen: Sequence[int]) -> Tensor:
+        """Return the image of some parts together: (*size, k, b)."""
+        return self._by_part(image)[..., list(chosen), :, :].sum(dim=-3)
+
+    def secret_of(self, chosen: Sequence[int]) -> Tensor:
+        """Return the secrets of some parts together: (k, a)."""
+        return self._by_part(self.secret)[list(chosen)].sum(dim=0)
+
+    def image_of(self, chosen: Sequence[int]) -> Tensor:
+        """Return the image of the weights of some parts: (*size, k, b)."""
+        return self._chosen(self.weight, chosen)
+
+    def spread_of(self, chosen: Sequence[int], terms: int) -> Tensor:
+        """Return what stands for r² W² in the tolerance of sums of so many products: (*size, 1, b)."""
+        both = self.energy + 3 / (terms + 3) * self.strayed
+        return LARGEST_SQUARE * both[..., list(chosen), :].sum(dim=-2, keepdim=True)
+
+
+def _carried(rule: Descent, noise: tuple[Tensor, Tensor, Tensor], new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the covariance (weights, both, momentum) of errors after a step whose gradient erred by `new`."""
+    a, b, c = rule.momentum_momentum, rule.momentum_weight, rule.momentum_gradient
+    d, e, f = rule.weight_weight, rule.weight_momentum, rule.weight_gradient
+    own, cross, both = 1 + d + e * b, e * a, e * c + f
+    weight, mixed, momentum = noise
+    return (
+        own**2 * weight + 2 * own * cross * mixed + cross**2 * momentum + both**2 * new,
+        own * b * weight + (own * a + cross * b) * mixed + cross * a * momentum + both * c * new,
+        b**2 * weight + 2 * a * b * mixed + a**2 * momentum + c**2 * new,
+    )
+
+
+def _alike(x: Tensor, other: Tensor) -> Sequence[Tensor]:
+    """Split a batch as the larger of two needs it."""
+    return torch.split(x, min(len(chunks(x)[0]), len(chunks(other)[0])) or 1)
+
+
+def _correlate(grid: Grid, kernel: AnyKernel, secret: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    """Return Σ_b (secret own_b) other_b, tap by tap: (*size, k, channels of other).
+
+    Args:
+        grid: of the panel.
+        kernel: the one whose results are at the positions of `own`, and which sees `other`.
+        secret: (k, channels of own), of the type that sums are made in.
+        own: (batch, channels, *space), weighed with the secret.
+        other: (batch, channels, *space').
+    """
+    groups, k = grid.groups, len(secret)
+    if own.dim() == 2:
+        return weigh(secret, own) @ other.to(secret.dtype)
+    pairs = zip(secret.chunk(groups, 1), own.chunk(groups, 1), strict=True)
+    weighed = torch.stack([weigh(part, mine) for part, mine in pairs])
+    space = other.shape[2:]
+    shifted = weighed.new_zeros(groups, prod(grid.size), k, len(own), *space)
+    for tap, (targets, sources) in enumerate(taps(kernel, grid.size, own.shape[2:], space)):
+        into = shifted[:, tap]
+        into[:, :, :, *targets] = weighed[:, :, :, *sources]
+    by_group = other.to(secret.dtype).reshape(len(other), groups, -1, *space)
+    theirs = by_group.permute(1, 2, 0, *range(3, by_group.dim())).flatten(2)
+    sums = torch.bmm(shifted.flatten(3).flatten(1, 2), theirs.mT)
+    return sums.reshape(groups, *grid.size, k, -1).movedim(0, -2).flatten(-2)
+
+
+def added(images: Sequence[Tensor]) -> Tensor:
+    """Return the sum of images."""
+    return images[0] if len(images) == 1 else torch.stack(list(images)).sum(dim=0)
