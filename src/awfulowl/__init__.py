@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from awfulowl.fleet.connect import connect
     from awfulowl.fleet.local import local_fleet
+    from awfulowl.owner.checkpoint import read_checkpoint
     from awfulowl.placement.request import plan
 
 __version__: Final = "0.1.0"
@@ -26,9 +27,10 @@ _HOMES: Final = {
     "connect": "awfulowl.fleet.connect",
     "local_fleet": "awfulowl.fleet.local",
     "plan": "awfulowl.placement.request",
+    "read_checkpoint": "awfulowl.owner.checkpoint",
 }
 
-__all__ = ["__version__", "connect", "local_fleet", "plan"]
+__all__ = ["__version__", "connect", "local_fleet", "plan", "read_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@
     │   ├── InputError           an argument, a tensor or a file is not usable
     │   │   ├── ModelError       a model cannot be cut, or its weights cannot be read
     │   │   ├── PlanError        a plan is unreadable, was tampered with, or is of another model
+    │   │   ├── CheckpointError  a checkpoint is damaged, of another model, or cannot be written
     │   │   └── RuleError        the placement rules cannot be met by this fleet
     │   ├── ScatteredError       a scattered module was used as if its weights were here
     │   ├── BrokerError          the broker cannot be found, verified or started
@@ -50,6 +51,10 @@ class ModelError(InputError):
 
 class PlanError(InputError):
     """A plan is unreadable, was tampered with, or belongs to another model."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is incomplete, damaged or of another model, or cannot be written."""
 
 
 class RuleError(InputError):

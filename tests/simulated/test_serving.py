@@ -79,7 +79,7 @@ def test_a_device_that_returns_gets_its_blocks_again() -> None:
             await world.kill("d2")
             world.start("d2")
             await asyncio.sleep(2)
-            held = [key for key, holders in world.deployment._ready.items() if "d2" in holders]
+            held = [key for key, holders in world.deployment.ready_on.items() if "d2" in holders]
             assert set(before) <= set(held)
             x = world.inputs(5)
             world.expect(await world.multiply(x), x)
@@ -92,7 +92,7 @@ def test_replicas_are_made_whole_after_a_while() -> None:
         async with World(5, options=TWO_REPLICAS) as world:
             await world.kill("d2")
             await asyncio.sleep(60)
-            assert all(len(holders) >= 2 for holders in world.deployment._ready.values())
+            assert all(len(holders) >= 2 for holders in world.deployment.ready_on.values())
 
     simulate(main())
 

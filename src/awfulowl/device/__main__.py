@@ -14,8 +14,8 @@ import msgspec
 import torch
 
 from awfulowl.allocator import keep_memory
-from awfulowl.device.control import Command, Corrupt, Delay, Join, Report, Told
-from awfulowl.device.lies import Liar
+from awfulowl.device.control import Command, Corrupt, Delay, Join, Report, Stray, Told
+from awfulowl.device.lies import Liar, Misstep
 from awfulowl.device.store import full_precision
 from awfulowl.device.worker import Offer, Worker
 from awfulowl.errors import AwfulOwlError
@@ -111,6 +111,8 @@ def _obey(worker: Worker, command: Command) -> None:
     match command:
         case Corrupt(kind=kind, size=size):
             worker.tamper = Liar(kind, size)
+        case Stray(kind=step_kind, size=by, probability=probability):
+            worker.learner.tamper = Misstep(step_kind, by, probability)
         case Report():
             _say(Told(tuple(worker.tamper.requests) if isinstance(worker.tamper, Liar) else ()))
         case Delay(delay_s=delay_s):

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from awfulowl.device.lies import Kind
+from awfulowl.device.lies import Kind, StepKind
 
 
 class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="join"):
@@ -18,6 +18,14 @@ class Corrupt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="corr
     size: float | None = None
 
 
+class Stray(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stray"):
+    """Step along false gradients from now on, each time with some probability; for the same purposes."""
+
+    kind: StepKind
+    size: float = 0.1
+    probability: float = 1.0
+
+
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="report"):
     """Say which lies were told, as a `Told` line."""
 
@@ -28,7 +36,7 @@ class Delay(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="delay"
     delay_s: float
 
 
-Command = Join | Corrupt | Report | Delay
+Command = Join | Corrupt | Stray | Report | Delay
 
 
 class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -185,7 +185,7 @@ class Learner:
             RefusedError: a block or a job is not here, or the blocks are at another step; nothing moved.
             LimitError: there is no room for what is kept beside the weights; nothing moved.
         """
-        sheets = self._sheets(request.slices)
+        sheets = self._store.sheets(request.slices)
         todo = [sheet for sheet in sheets if sheet.state.step != request.step]
         if any(sheet.state.step + 1 != request.step for sheet in todo):
             raise RefusedError("step: the blocks are at another step")
@@ -195,7 +195,7 @@ class Learner:
         self._store.check_room(sum(new))
         for sheet, work in zip(todo, works, strict=True):
             while len(sheet.state.parts) < wanted:
-                sheet.state.parts.append(sheet.state_part(len(sheet.state.parts) + 1))
+                sheet.state.parts.append(sheet.whole(len(sheet.state.parts) + 1))
             state = [sheet.weights.planes[0], *sheet.state.parts]
             for rows, part in work():
                 if self.tamper is not None:
@@ -211,13 +211,13 @@ class Learner:
             RefusedError: a block or a job is not here.
         """
         total = torch.zeros(1, dtype=torch.float64)
-        for sheet in self._sheets(request.slices):
+        rows = set(request.rows)
+        for sheet in self._store.sheets(request.slices):
+            if not rows.issuperset(sheet.rows):
+                continue
             for _, part in self._gradients(sheet, request.jobs)():
                 total += part.double().square().sum().cpu()
         return total
-
-    def _sheets(self, slices: Sequence[bytes]) -> list[Held]:
-        return list({id(sheet): sheet for handle in slices for sheet in self._store.at(handle)}.values())
 
     def _gradients(self, sheet: Held, numbers: Sequence[int]) -> Callable[[], Iterator[tuple[slice, Tensor]]]:
         """Look up all operands of a sheet's gradient, and return what yields it some rows at a time.

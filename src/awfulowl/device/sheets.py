@@ -15,10 +15,16 @@ from awfulowl.errors import RefusedError
 
 @dataclass(eq=False, slots=True)
 class State:
-    """The last step that a sheet has taken, and `parts`: what was lost in rounding, and the momentum, once there."""
+    """What training keeps of a sheet, beside its weights.
+
+    `step` is the last one that it took. `parts` are what was lost in rounding, and the momentum, once there. `frozen`
+    are copies of the weights and parts as they were when the number `frozen_as` was given.
+    """
 
     step: int = 0
     parts: list[Tensor] = field(default_factory=list)
+    frozen_as: int = 0
+    frozen: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -38,7 +44,7 @@ class Held:
     @property
     def nbytes(self) -> int:
         """Bytes that the sheet takes."""
-        return self.weights.planes.nbytes + sum(part.nbytes for part in self.state.parts)
+        return self.weights.planes.nbytes + sum(part.nbytes for part in (*self.state.parts, *self.state.frozen))
 
     def part(self, rows: Span, inputs: Span) -> Weights:
         """Return the weights of a sub-rectangle, as a view."""
@@ -50,10 +56,25 @@ class Held:
         first = len(whole.shape) - len(self.weights.planes.shape) + 1
         return whole[(*[slice(None)] * first, slice(rows.start, rows.stop), across)]
 
-    def state_part(self, part: int) -> Tensor:
-        """Return what belongs to the weights (1: lost in rounding, 2: momentum); zeros as long as it is not there."""
-        parts = self.state.parts
-        return parts[part - 1] if part <= len(parts) else torch.zeros_like(self.weights.planes[0])
+    def whole(self, part: int, frozen: int = 0) -> Tensor:
+        """Return one part of the sheet: 0 weights, 1 lost in rounding, 2 momentum; zeros as long as it is not there.
+
+        Args:
+            part: which.
+            frozen: the number of a frozen copy that is wanted instead.
+
+        Raises:
+            RefusedError: there is no such copy.
+        """
+        if frozen and self.state.frozen_as != frozen:
+            raise RefusedError("a frozen copy is named that is not here")
+        parts = self.state.frozen if frozen else [self.weights.planes[0], *self.state.parts]
+        return parts[part] if part < len(parts) else torch.zeros_like(parts[0])
+
+    def freeze(self, number: int) -> None:
+        """Copy all parts under a number, in place of an older copy; 0 only forgets that."""
+        parts = [self.weights.planes[0], *self.state.parts] if number else []
+        self.state.frozen_as, self.state.frozen = number, [part.clone() for part in parts]
 
 
 def spans(handles: Sequence[bytes], sizes: Sequence[int]) -> dict[bytes, Span]:

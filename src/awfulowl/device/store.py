@@ -252,6 +252,29 @@ class Store:
             raise RefusedError("a slice is named that is not held here")
         return sheets
 
+    def sheets(self, slices: Sequence[bytes]) -> list[Held]:
+        """Return every sheet that holds one of some slices, once.
+
+        Raises:
+            RefusedError: a slice is not here.
+        """
+        return list({id(sheet): sheet for handle in slices for sheet in self.at(handle)}.values())
+
+    def freeze(self, slices: Sequence[bytes], number: int) -> None:
+        """Copy the blocks at some slices under a number; 0 forgets the copies.
+
+        Raises:
+            RefusedError: a slice is not here, or its blocks are integers.
+            LimitError: there is no room for copies.
+        """
+        sheets = self.sheets(slices)
+        if any(not sheet.weights.planes.is_floating_point() for sheet in sheets):
+            raise RefusedError("freeze: blocks of integers do not change")
+        if number:
+            self.check_room(sum(sheet.nbytes for sheet in sheets if not sheet.state.frozen))
+        for sheet in sheets:
+            sheet.freeze(number)
+
     def slices(self, handles: Sequence[bytes]) -> dict[bytes, Span]:
         """Return where each of some slices lies when they lie side by side.
 
@@ -303,31 +326,34 @@ class Store:
                 runs.append((sheet, row, row))
         return runs
 
-    def fetch(self, rows: Sequence[bytes], slices: Sequence[bytes], parts: int = 1) -> list[Tensor]:
-        """Return parts of the rectangle rows x slices as they are now: (sum of rows, sum of slices / groups, *size).
+    def fetch(self, rows: Sequence[bytes], slices: Sequence[bytes], parts: int = 1, frozen: int = 0) -> list[Tensor]:
+        """Return parts of the rectangle rows x slices: (sum of rows, sum of slices / groups, *size) each.
+
+        Args:
+            rows: handles, at least one.
+            slices: handles, at least one.
+            parts: how many, in the order of `sheets.Held.whole`.
+            frozen: the number of the frozen copy that is wanted; 0 for what is there now.
 
         Raises:
-            RefusedError: a block is not here, or no rows or slices are named.
+            RefusedError: a block or a copy is not here, or no rows or slices are named.
         """
         if not rows or not slices:
             raise RefusedError("fetch: no rows or no slices are named")
-        return [self._joined(rows, slices, part).cpu() for part in range(parts)]
+        return [self._joined(rows, slices, part, frozen).cpu() for part in range(parts)]
 
-    def _joined(self, rows: Sequence[bytes], slices: Sequence[bytes], part: int) -> Tensor:
+    def _joined(self, rows: Sequence[bytes], slices: Sequence[bytes], part: int, frozen: int) -> Tensor:
         columns = []
         for handle in slices:
-            pieces = [
-                self._part(sheet, Span(sheet.rows[first].start, sheet.rows[last].stop), sheet.slices[handle], part)
-                for sheet, first, last in self.runs(rows, handle)
-            ]
+            pieces = []
+            for sheet, first, last in self.runs(rows, handle):
+                across, down = sheet.slices[handle], Span(sheet.rows[first].start, sheet.rows[last].stop)
+                if sheet.weights.planes.is_floating_point():
+                    pieces.append(sheet.cut(sheet.whole(part, frozen), down, across))
+                else:
+                    pieces.append(self._backend.restore(sheet.part(down, across).planes))
             columns.append(torch.cat(pieces))
         return torch.cat(columns, dim=1)
-
-    def _part(self, sheet: Held, rows: Span, inputs: Span, part: int) -> Tensor:
-        weights = sheet.part(rows, inputs)
-        if not weights.planes.is_floating_point():
-            return self._backend.restore(weights.planes)
-        return weights.planes[0] if part == 0 else sheet.cut(sheet.state_part(part), rows, inputs)
 
 
 def _join(left: _Product, right: _Product) -> _Product | None:

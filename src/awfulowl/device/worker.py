@@ -199,25 +199,30 @@ class Worker:
             match request.body:
                 case verbs.Load() as body:
                     self._store.load(body, request.tensors)
-                    return []
-                case verbs.Apply() as body:
-                    return self._apply(request.id, body, request.tensors)
-                case verbs.Release(slices=slices):
-                    self._store.release(slices)
-                    return []
-                case verbs.ApplyTransposed() as body:
-                    return self._tampered(request.id, self.learner.apply_transposed(body, request.tensors))
                 case verbs.Step() as body:
                     self.learner.step(body)
-                    return []
-                case verbs.Measure() as body:
-                    return [self.learner.measure(body)]
-                case verbs.Fetch(rows=rows, slices=slices, parts=parts):
-                    return self._store.fetch(rows, slices, parts)
-                case verbs.Commit(rows=rows, slices=slices, parts=parts):
-                    return [digest(self._store.fetch(rows, slices, parts))]
-                case never:
-                    assert_never(never)
+                case verbs.Freeze(slices=slices, number=number):
+                    self._store.freeze(slices, number)
+                case verbs.Release(slices=slices):
+                    self._store.release(slices)
+                case body:
+                    return self._answer(request.id, body, request.tensors)
+            return []
+
+    def _answer(self, id_: int, body: verbs.Question, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        match body:
+            case verbs.Apply():
+                return self._apply(id_, body, tensors)
+            case verbs.ApplyTransposed():
+                return self._tampered(id_, self.learner.apply_transposed(body, tensors))
+            case verbs.Measure():
+                return [self.learner.measure(body)]
+            case verbs.Fetch(rows=rows, slices=slices, parts=parts, frozen=frozen):
+                return self._store.fetch(rows, slices, parts, frozen)
+            case verbs.Commit(rows=rows, slices=slices, parts=parts):
+                return [digest(self._store.fetch(rows, slices, parts))]
+            case never:
+                assert_never(never)
 
     def _apply(self, id_: int, body: verbs.Apply, tensors: Sequence[Tensor]) -> list[Tensor]:
         x = tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim=1)

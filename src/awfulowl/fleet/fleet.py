@@ -3,6 +3,8 @@
 import atexit
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,8 +14,10 @@ from awfulowl.allocator import give_back
 from awfulowl.errors import PlanError, ScatteredError
 from awfulowl.fabric.base import Fabric
 from awfulowl.limits import DEFAULT, Limits
+from awfulowl.owner.checkpoint import Checkpoint, prune_checkpoints
 from awfulowl.owner.deployment import Deployment
 from awfulowl.owner.engine import Engine
+from awfulowl.owner.freezing import freeze
 from awfulowl.owner.gather import gather
 from awfulowl.owner.ledger import Event
 from awfulowl.owner.loading import Progress
@@ -23,6 +27,7 @@ from awfulowl.owner.modules import scatter
 from awfulowl.owner.optimizer import FleetSGD, places, trainable
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.policy import Policy
+from awfulowl.owner.saving import moment, momentum_begun, restore, save, states
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.placement.ledger import UNKNOWN, Device
 from awfulowl.placement.plan import Plan, model_digest
@@ -77,6 +82,7 @@ class Fleet:
         timeout_s: float = 300.0,
         progress: Progress | None = None,
         on_change: Callable[[Plan], None] | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> nn.Module:
         """Load the plan's blocks onto the devices and return a model that asks them; the original is untouched.
 
@@ -89,8 +95,10 @@ class Fleet:
             progress: called with bytes loaded and bytes in all.
             on_change: called with the new plan whenever a block is given to another device, before it is sent: save
                 it, so that a restarted owner knows who saw what.
+            checkpoint: where training goes on (`owl.read_checkpoint`); `model` then only says what kind of model it is.
 
         Raises:
+            CheckpointError: the checkpoint is of another model.
             PlanError: the plan was made for another model, names devices that this fleet does not have or knows in
                 other domains, or serves a model on this fleet already: devices know its handles once.
             ModelError: weights are unreadable, or cannot be trained apart from others.
@@ -112,12 +120,17 @@ class Fleet:
         weights = {name: product.weights for part in parts for name, product in part.products().items()}
         if train:
             moving = trainable(model, plan, parts)
-            deployment: Deployment = TrainedDeployment(self._engine, plan, weights, moving, on_change)
+            known = None if checkpoint is None else states(checkpoint, plan)
+            deployment: Deployment = TrainedDeployment(self._engine, plan, weights, moving, on_change, known)
         else:
             deployment = Deployment(self._engine, plan, weights, on_change)
         self._loop.run(deployment.start(timeout_s, progress), timeout_s + 30)
         give_back()  # loading took frames and scratch that serving does not need
         scattered = scatter(model, deployment, parts, self._loop)
+        if checkpoint is not None and isinstance(deployment, TrainedDeployment):
+            restore(checkpoint, scattered)
+            for history, begun in zip(deployment.histories, momentum_begun(checkpoint, plan), strict=True):
+                history.has_momentum = begun
         self._scattered[scattered] = deployment, parts
         return scattered
 
@@ -159,6 +172,44 @@ class Fleet:
             scattered, deployment, places(scattered, deployment, parts), self._loop, params, lr=lr, **options
         )
 
+    def checkpoint(
+        self,
+        scattered: nn.Module,
+        optimizer: FleetSGD,
+        directory: Path,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        keep: int = 2,
+        timeout_s: float = 300.0,
+    ) -> Future[Path]:
+        """Write a checkpoint while training goes on; call it between two steps.
+
+        When this returns, devices have copied their blocks and the owner what it holds. The copies are fetched,
+        verified and written beside the next steps; the future returned says when that is done, or why it failed.
+
+        Args:
+            scattered: the model under training.
+            optimizer: its optimizer.
+            directory: of all checkpoints of this training.
+            extra: what else is needed to go on (a scheduler's state, the order of data): anything JSON can hold.
+            keep: so many newest checkpoints stay.
+            timeout_s: seconds until it has to be written.
+
+        Raises:
+            ScatteredError: the model was not scattered by this fleet, or not for training.
+            UnavailableError: there is nobody honest for some block.
+        """
+        deployment, parts = self._training(scattered)
+        frozen = self._loop.run(freeze(deployment))
+        now = moment(scattered, optimizer, self.plan_of(scattered), frozen, extra or {})
+
+        async def work() -> Path:
+            path = await save(deployment, parts, now, directory, timeout_s)
+            prune_checkpoints(directory, keep)
+            return path
+
+        return self._loop.submit(work())
+
     def gather(self, scattered: nn.Module, *, timeout_s: float = 300.0) -> dict[str, Tensor]:
         """Fetch every scattered weight, verify it, and return a plain state_dict of the whole model.
 
@@ -180,6 +231,12 @@ class Fleet:
     def plan_of(self, scattered: nn.Module) -> Plan:
         """Return the plan as it stands now: with today's holders and everything that was seen so far. Secret."""
         return self._scattering(scattered)[0].assignment.plan()
+
+    def _training(self, scattered: nn.Module) -> tuple[TrainedDeployment, tuple[Part, ...]]:
+        deployment, parts = self._scattering(scattered)
+        if not isinstance(deployment, TrainedDeployment):
+            raise ScatteredError("this model was scattered to be served: scatter it with train=True")
+        return deployment, parts
 
     def _scattering(self, scattered: nn.Module) -> tuple[Deployment, tuple[Part, ...]]:
         found = self._scattered.get(scattered)

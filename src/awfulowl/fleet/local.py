@@ -13,8 +13,8 @@ from typing import IO, NamedTuple, TypeVar
 
 import msgspec
 
-from awfulowl.device.control import Command, Corrupt, Delay, Join, Report, Told
-from awfulowl.device.lies import KINDS, Kind
+from awfulowl.device.control import Command, Corrupt, Delay, Join, Report, Stray, Told
+from awfulowl.device.lies import KINDS, STEP_KINDS, Kind, StepKind
 from awfulowl.errors import InputError, UnavailableError
 from awfulowl.fabric.base import OWNER
 from awfulowl.fabric.broker import Broker
@@ -192,6 +192,22 @@ class LocalFleet(Fleet):
         if kind not in KINDS:
             raise InputError(f"lies of kind {kind!r} are none of {', '.join(KINDS)}")
         self._process(name).tell(Corrupt(kind, size))
+
+    def lead_astray(self, name: str, kind: StepKind, size: float = 0.1, probability: float = 1.0) -> None:
+        """Make a device step along false gradients from now on.
+
+        Args:
+            name: of the device.
+            kind: one of `device.lies.STEP_KINDS`.
+            size: by how much scaled gradients are longer.
+            probability: of a false step.
+
+        Raises:
+            InputError: there is no such device or kind.
+        """
+        if kind not in STEP_KINDS:
+            raise InputError(f"steps of kind {kind!r} are none of {', '.join(STEP_KINDS)}")
+        self._process(name).tell(Stray(kind, size, probability))
 
     def delay(self, name: str, delay_s: float) -> None:
         """Make a device answer late."""

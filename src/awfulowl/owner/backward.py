@@ -17,7 +17,7 @@ from torch import Tensor
 from awfulowl.blocks.kernels import backward
 from awfulowl.errors import GoneError, InputError, PeerError, RefusedError, UnavailableError
 from awfulowl.owner.engine import together
-from awfulowl.owner.gather import fetch_state
+from awfulowl.owner.gather import Source, fetch_state
 from awfulowl.owner.history import Job, Kept, Pass, Tape
 from awfulowl.owner.peer import Peer
 from awfulowl.owner.training import TrainedDeployment
@@ -159,7 +159,8 @@ class TransposedProduct:
         if self._layouts.fits(piece, job.x):
             try:
                 states = [
-                    await fetch_state(self._deployment, self._number, cell, peer) for cell in piece.layout.answered
+                    await fetch_state(self._deployment, self._number, cell, 0, Source(peer))
+                    for cell in piece.layout.answered
                 ]
             except PeerError as error:
                 self._engine.note("failover", piece.device, str(error))

@@ -2,9 +2,9 @@
 
 import asyncio
 import copy
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,35 @@ from awfulowl.errors import PeerError, UnavailableError
 from awfulowl.owner.deployment import Deployment
 from awfulowl.owner.engine import together
 from awfulowl.owner.peer import Peer
+from awfulowl.placement.plan import Panel
 from awfulowl.placement.survey import Part, product_name
+from awfulowl.verification.training import TrainingCheck
 from awfulowl.wire.messages import Fetch
 
 _FETCHES_AT_ONCE: Final = 8
 
 
-async def fetch_panel(deployment: Deployment, number: int, timeout_s: float) -> list[Tensor]:
+class Source(NamedTuple):
+    """Whom blocks are fetched from: as they are now, or a copy frozen under a number, and what verifies that."""
+
+    peer: Peer
+    frozen: int = 0
+    check: TrainingCheck | None = None
+
+
+async def fetch_panel(
+    deployment: Deployment,
+    number: int,
+    timeout_s: float,
+    get: Callable[[int, int], Awaitable[list[Tensor]]] | None = None,
+) -> list[Tensor]:
     """Return what devices hold of a panel, verified: its parts, (outputs, inputs / groups, *size) float32 each.
+
+    Args:
+        deployment: where the panel is.
+        number: the panel's.
+        timeout_s: seconds until all has to be there.
+        get: returns the verified parts of a cell and the number of a matrix; None asks any honest device.
 
     Raises:
         UnavailableError: a cell cannot be had from any honest device within `timeout_s`.
@@ -32,7 +53,7 @@ async def fetch_panel(deployment: Deployment, number: int, timeout_s: float) -> 
 
     async def one(cell: int, matrix: int) -> None:
         async with slots:
-            found = await _fetch(deployment, number, cell, matrix)
+            found = await (get(cell, matrix) if get else _fetch(deployment, number, cell, matrix))
         # Row by row: what is held together may differ from lane to lane.
         rows, column = panel.cells[cell].rows, panel.cells[cell].column
         for sums, block in zip(blocks, found, strict=True):
@@ -55,7 +76,7 @@ async def fetch_panel(deployment: Deployment, number: int, timeout_s: float) -> 
 
 
 async def fetch_state(
-    deployment: Deployment, number: int, cell: int, peer: Peer, matrix: int = 0
+    deployment: Deployment, number: int, cell: int, matrix: int, source: Source
 ) -> list[Tensor] | None:
     """Return the parts of one matrix of a cell as one device holds them, or None if it is not what it should hold.
 
@@ -68,9 +89,10 @@ async def fetch_state(
         rows=tuple(panel.row_handles[row] for row in rows),
         slices=deployment.slices(number, cell)[matrix : matrix + 1],
         parts=numbers.fetched,
+        frozen=source.frozen,
     )
-    _, answer = await peer.ask(body, [], timeout_s=deployment.engine.policy.answer_timeout_s)
-    check = deployment.checks[number]
+    _, answer = await source.peer.ask(body, [], timeout_s=deployment.engine.policy.answer_timeout_s)
+    check = source.check or deployment.checks[number]
     is_right = partial(numbers.is_matrix, check, (lane, matrix), rows, [column], answer)
     return answer if len(answer) == body.parts and await deployment.engine.compute(is_right) else None
 
@@ -83,7 +105,7 @@ async def _fetch(deployment: Deployment, number: int, cell: int, matrix: int) ->
         ((device, _),) = await deployment.route(number, [cell], avoid)
         peer = deployment.engine.peers[device]
         try:
-            found = await fetch_state(deployment, number, cell, peer, matrix)
+            found = await fetch_state(deployment, number, cell, matrix, Source(peer))
         except PeerError as error:
             deployment.engine.note("failover", device, str(error))
         else:
@@ -97,15 +119,22 @@ async def _fetch(deployment: Deployment, number: int, cell: int, matrix: int) ->
 async def gather(
     deployment: Deployment, scattered: nn.Module, parts: Iterable[Part], timeout_s: float
 ) -> dict[str, Tensor]:
-    """Return the state_dict that the original model would have; exact plans give the weights as they were rounded.
+    """Return the state_dict that the original model would have; exact plans give the weights as they were rounded."""
+    stacked = [(await fetch_panel(deployment, number, timeout_s))[0] for number in range(len(deployment.panels))]
+    return state_dict(deployment.panels, stacked, dict(scattered.state_dict()), parts)
+
+
+def state_dict(
+    panels: Sequence[Panel], stacked: Sequence[Tensor], kept: Mapping[str, Tensor], parts: Iterable[Part]
+) -> dict[str, Tensor]:
+    """Return the state_dict of a whole model from the stacked weights of its panels and what is kept.
 
     A clone of each scattered module takes the weights in: its adapter's products are views of its parameters.
     """
-    state: dict[str, Tensor] = dict(scattered.state_dict())
-    stacked = [(await fetch_panel(deployment, number, timeout_s))[0] for number in range(len(deployment.panels))]
+    state = dict(kept)
     rows = {
         member.product: stacked[number][member.rows.start : member.rows.stop]
-        for number, panel in enumerate(deployment.panels)
+        for number, panel in enumerate(panels)
         for member in panel.members
     }
     for part in parts:

@@ -30,12 +30,7 @@ class LoopThread:
                 very thread.
             UnavailableError: `timeout_s` has passed.
         """
-        try:
-            self._check_usable()
-        except ClosedError:
-            work.close()
-            raise
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = self.submit(work)
         try:
             return future.result(timeout_s)
         except concurrent.futures.TimeoutError as error:
@@ -48,6 +43,19 @@ class LoopThread:
         except BaseException:
             future.cancel()
             raise
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run `work` in the loop and return at once.
+
+        Raises:
+            ClosedError: as `run`.
+        """
+        try:
+            self._check_usable()
+        except ClosedError:
+            work.close()
+            raise
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _check_usable(self) -> None:
         if os.getpid() != self._process:

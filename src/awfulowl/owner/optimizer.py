@@ -1,5 +1,6 @@
 """Stochastic gradient descent over parameters at the owner and at devices alike."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -10,7 +11,9 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from awfulowl.arithmetic.descent import Descent
 from awfulowl.blocks.adapters.catalogue import scatterable
 from awfulowl.blocks.adapters.weight import ScatteredWeight
-from awfulowl.errors import InputError, ModelError, ScatteredError
+from awfulowl.errors import CheckpointError, InputError, ModelError, ScatteredError
+from awfulowl.owner.checkpoint import Checkpoint, momenta
+from awfulowl.owner.clipping import squared_norm
 from awfulowl.owner.deployment import Deployment
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.training import TrainedDeployment
@@ -43,18 +46,19 @@ class FleetSGD(torch.optim.SGD):
         if unknown:
             raise InputError(f"{', '.join(unknown)}: no options here; there are lr, {', '.join(sorted(_OPTIONS))}")
         chosen: Any = [one for one in scattered.parameters() if one.requires_grad] if params is None else params
+        self._scattered = scattered
         self._training = training
         self._panels = panels
         self._loop = loop
         self._scale = 1.0
-        self._ready = False
+        self.steps = 0
+        """Steps taken, those before a checkpoint included."""
         try:
             super().__init__(chosen, lr=lr, **options)
         except (TypeError, ValueError) as error:
             raise InputError(f"this optimizer cannot be made: {error}") from error
         for group in self.param_groups:
             group.setdefault("decoupled_weight_decay", decoupled_weight_decay)
-        self._ready = True
         self._groups()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -80,7 +84,51 @@ class FleetSGD(torch.optim.SGD):
                 raise InputError("a gradient is not finite (is the loss?): nothing has moved; call zero_grad()")
         self._loop.run(self._training.step(rules))
         self._step_here()
+        self.steps += 1
         return None
+
+    def clip_grad_norm_(self, max_norm: float) -> float:
+        """Scale all gradients, here and at devices, so that together they are no longer than `max_norm`.
+
+        Returns:
+            Their length before.
+
+        Raises:
+            UnavailableError: nothing honest is left that could say how long they are.
+            InputError: they are not finite.
+        """
+        own = [one.grad for group in self.param_groups for one in group["params"] if one.grad is not None]
+        squares = sum(float(grad.double().square().sum()) for grad in own)
+        norm = math.sqrt(squares + self._loop.run(squared_norm(self._training, sorted(self._groups()))))
+        if not math.isfinite(norm):
+            raise InputError("gradients are not finite (is the loss?): nothing has moved; call zero_grad()")
+        scale = min(1.0, max_norm / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
+        self._scale *= scale
+        for grad in own:
+            grad.mul_(scale)
+        return norm
+
+    def settings(self) -> tuple[dict[str, Any], ...]:
+        """Return the options of all groups, without their parameters."""
+        return tuple({key: value for key, value in group.items() if key != "params"} for group in self.param_groups)
+
+    def load(self, found: Checkpoint) -> None:
+        """Go on where a checkpoint was made, after its model was scattered.
+
+        Raises:
+            CheckpointError: it has other groups, or was not made of this model.
+        """
+        if len(found.facts.groups) != len(self.param_groups):
+            raise CheckpointError(
+                f"the checkpoint has {len(found.facts.groups)} groups of parameters, not as many as here"
+            )
+        for group, settings in zip(self.param_groups, found.facts.groups, strict=True):
+            if settings.keys() != group.keys() - {"params"} and not settings.keys() >= _OPTIONS:
+                raise CheckpointError("the checkpoint was made with another optimizer")
+            group.update(settings)
+        for parameter, buffer in momenta(found, self._scattered).items():
+            self.state[parameter]["momentum_buffer"] = buffer.clone()
+        self.steps = found.facts.step
 
     def _step_here(self) -> None:
         """Move what is kept; decoupled decay is done first, as torch.optim.AdamW does."""

@@ -76,7 +76,7 @@ class Trained(Floats):
         """Bytes of a whole state."""
         return 4 * len(PARTS) * torch.Size(self._panel.grid.shape).numel()
 
-    def anchor(self, state: Sequence[Tensor], step: int) -> None:
+    def anchor(self, state: Sequence[Tensor], step: int = 0) -> None:
         """Make a state (`PARTS`, each of the panel's shape) the last snapshot: the one after `step`.
 
         Raises:

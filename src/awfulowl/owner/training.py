@@ -30,7 +30,7 @@ from awfulowl.verification.training import TrainingCheck
 from awfulowl.wire.digest import digest
 from awfulowl.wire.messages import Commit, Release, Step
 
-_STEP_TIMEOUT_FACTOR: Final = 6.0
+STEP_TIMEOUT_FACTOR: Final = 6.0
 """A step computes the gradient of all blocks of a panel, which takes longer than a product."""
 
 
@@ -44,7 +44,18 @@ class TrainedDeployment(Deployment):
         weights: Mapping[str, Sequence[Tensor]],
         trainable: Sequence[bool],
         on_change: Callable[[Plan], None] | None = None,
+        states: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> None:
+        """Prepare to train.
+
+        Args:
+            engine: of the fleet.
+            plan: which block goes where.
+            weights: of the model, by product.
+            trainable: for each panel, whether it takes steps.
+            on_change: as for `Fleet.scatter`.
+            states: by product, what devices held when a checkpoint was made (`states.PARTS`); None begins anew.
+        """
         super().__init__(engine, plan, weights, on_change)
         self.histories = [History(own) for own in trainable]
         self.number = itertools.count(1).__next__
@@ -54,12 +65,18 @@ class TrainedDeployment(Deployment):
         self.drift = [0.0 for _ in trainable]
         """How far devices may have moved the weights of each panel unseen, up to its last snapshot."""
         self._calls = itertools.count()
+        self._resumed = states
         self._vault = Vault()
         self._transposed: dict[int, TransposedLayouts] = {}
 
     def make_numbers(self, number: int) -> Numbers:
         """Return the numbers of a panel as they are now: those of the model."""
-        return Trained(self.panels[number], number, self.weights[number], self.sharing, self._vault)
+        panel = self.panels[number]
+        numbers = Trained(panel, number, self.weights[number], self.sharing, self._vault)
+        if self._resumed is not None:
+            own = [self._resumed[member.product] for member in panel.members]
+            numbers.anchor([torch.cat(list(parts)) for parts in zip(*own, strict=True)])
+        return numbers
 
     def transposed(self, number: int) -> TransposedLayouts:
         """Return the requests for a panel's gradients."""
@@ -129,7 +146,7 @@ class TrainedDeployment(Deployment):
         body = layout.body
         body = type(body)(rows=body.rows, slices=body.slices, terms=(), space=tuple(job.x.shape[2:]), job=job.number)
         tensors = [layouts.gradients(layout, job.dy), layouts.inputs(layout, job.x)]
-        await peer.ask(body, tensors, timeout_s=self.engine.policy.answer_timeout_s * _STEP_TIMEOUT_FACTOR)
+        await peer.ask(body, tensors, timeout_s=self.engine.policy.answer_timeout_s * STEP_TIMEOUT_FACTOR)
 
     # Steps
 
@@ -165,7 +182,7 @@ class TrainedDeployment(Deployment):
         slices = tuple({handle: None for cell in cells for handle in self.slices(number, cell)})
         jobs = tuple(job.number for job in taken.jobs)
         body = Step(slices=slices, step=taken.step, jobs=jobs, rule=taken.rule)
-        await peer.ask(body, [], timeout_s=self.engine.policy.answer_timeout_s * _STEP_TIMEOUT_FACTOR)
+        await peer.ask(body, [], timeout_s=self.engine.policy.answer_timeout_s * STEP_TIMEOUT_FACTOR)
 
     async def catch_up(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
         """Replay to a device, whose blocks are those of the last snapshot, all that happened since.

@@ -280,6 +280,20 @@ def _correlate(grid: Grid, kernel: AnyKernel, secret: Tensor, own: Tensor, other
     return sums.reshape(groups, *grid.size, k, -1).movedim(0, -2).flatten(-2)
 
 
+def sketch(grid: Grid, secret: Tensor, x: Tensor, dy: Tensor) -> Tensor:
+    """Return the image from the left of the gradient of a batch: (*size, k, inputs), in the precision of `secret`.
+
+    Args:
+        grid: of the panel.
+        secret: (k, outputs).
+        x: (batch, inputs, *space).
+        dy: (batch, outputs, *space').
+    """
+    kernel = Transposed(grid.kernel)
+    parts = zip(_alike(dy, x), _alike(x, dy), strict=True)
+    return added([_correlate(grid, kernel, secret, own, other) for own, other in parts])
+
+
 def added(images: Sequence[Tensor]) -> Tensor:
     """Return the sum of images."""
     return images[0] if len(images) == 1 else torch.stack(list(images)).sum(dim=0)

@@ -21,6 +21,7 @@ the true state, checked against both sets of images, as the new truth, and a dev
 time has moved the weights by (times renewed) x `drift`, relative to their length.
 """
 
+import copy
 from collections.abc import Collection, Iterable, Sequence
 from math import prod
 from typing import Final
@@ -189,6 +190,12 @@ class TrainingCheck:
         return self._z * self._left.drift
 
     # States
+
+    def copy(self) -> "TrainingCheck":
+        """Return a check of the weights as they are now: this one moves on."""
+        still = copy.copy(self)
+        still._left, still._right = copy.copy(self._left), copy.copy(self._right)  # noqa: SLF001  its own
+        return still
 
     def matches(
         self,

@@ -1,7 +1,7 @@
 """The verbs of the protocol: what owner and device say to each other (docs/protocol.md).
 
-Owner to device: `hello`, `load`, `apply`, `apply_transposed`, `step`, `measure`, `fetch`, `commit`, `release`,
-`cancel`, `bye`. Device to owner: `hello`, `answer`, `refuse`, `error`, `evict`, `bye`.
+Owner to device: `hello`, `load`, `apply`, `apply_transposed`, `step`, `measure`, `freeze`, `fetch`, `commit`,
+`release`, `cancel`, `bye`. Device to owner: `hello`, `answer`, `refuse`, `error`, `evict`, `bye`.
 
 A device knows blocks by handles only: a *row* handle names an output slice, a *slice* handle names an input
 slice, and the pair names a block. Handles are random, so they say nothing about layer or position.
@@ -237,8 +237,9 @@ class Step(_Request, frozen=True, tag="step"):
 
 
 class Measure(_Request, frozen=True, tag="measure"):
-    """Answer the sum of the squares of all numbers in the gradient of `jobs` at these slices: 1 float64."""
+    """Answer the sum of the squares of all numbers in the gradient of `jobs` of the blocks rows x slices: 1 float64."""
 
+    rows: tuple[Handle, ...]
     slices: tuple[Handle, ...]
     jobs: tuple[Natural, ...]
 
@@ -247,12 +248,27 @@ class Measure(_Request, frozen=True, tag="measure"):
         return 1
 
 
+class Freeze(_Request, frozen=True, tag="freeze"):
+    """Keep a copy of all parts of the blocks at these slices as they are now, under a number; 0 forgets the copies.
+
+    There is one copy at most of each block. Answered without tensors.
+    """
+
+    changes: ClassVar[bool] = True
+    slices: tuple[Handle, ...]
+    number: Natural
+
+
 class Fetch(_Request, frozen=True, tag="fetch"):
-    """Send back `parts` of the rectangle rows x slices, each shaped like a sheet's tensor; see `Load`."""
+    """Send back `parts` of the rectangle rows x slices, each shaped like a sheet's tensor; see `Load`.
+
+    With a number `frozen` other than 0 they are sent as they were when `Freeze` named it.
+    """
 
     rows: tuple[Handle, ...]
     slices: tuple[Handle, ...]
     parts: Annotated[int, Meta(ge=1, le=STATE_PARTS)] = 1
+    frozen: Natural = 0
 
     def answer_tensors(self) -> int:
         """Return the number of parts."""
@@ -318,7 +334,9 @@ class Bye(_Body, frozen=True, tag="bye"):
     reason: Text
 
 
-Request = Load | Apply | ApplyTransposed | Step | Measure | Fetch | Commit | Release
+Order = Load | Step | Freeze | Release
+Question = Apply | ApplyTransposed | Measure | Fetch | Commit
+Request = Order | Question
 OwnerBody = OwnerHello | Request | Cancel | Bye
 DeviceBody = DeviceHello | Answer | Refuse | Error | Evict | Bye
 Body = OwnerBody | DeviceBody

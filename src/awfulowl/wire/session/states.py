@@ -24,6 +24,7 @@ from awfulowl.wire.messages import (
     Error,
     Evict,
     Fetch,
+    Freeze,
     Load,
     Measure,
     OwnerHello,
@@ -89,7 +90,7 @@ OWNER: Final[Mapping[OwnerState, Mapping[object, OwnerState]]] = {
     OwnerState.CLOSED: {},
 }
 
-_REQUESTS: Final = (Load, Apply, ApplyTransposed, Step, Measure, Fetch, Commit, Release)
+_REQUESTS: Final = (Load, Apply, ApplyTransposed, Step, Measure, Freeze, Fetch, Commit, Release)
 
 DEVICE: Final[Mapping[DeviceState, Mapping[object, DeviceState]]] = {
     # Requests may overtake the hello that opens their session: ignored, and asked again after their deadline.

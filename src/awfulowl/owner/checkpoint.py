@@ -1,0 +1,180 @@
+"""Checkpoints of training: a directory for each, whole or not there at all, and read with distrust.
+
+`step-00000120/` holds `model.safetensors`, a plain state_dict that anybody can load; `training.safetensors`, what was
+lost in rounding and the momentum, of scattered products and of kept parameters; and `checkpoint.json`: settings, random
+state, what the caller added (order of data, schedulers), and the SHA-256 of the other two. It is written under another
+name, flushed, and renamed.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import torch
+from msgspec import Meta
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from awfulowl.blocks.adapters.weight import ScatteredWeight
+from awfulowl.errors import CheckpointError
+from awfulowl.limits import MIB
+
+VERSION: Final = 1
+MODEL: Final = "model.safetensors"
+TRAINING: Final = "training.safetensors"
+FACTS: Final = "checkpoint.json"
+
+_MOST_FACTS_BYTES: Final = 64 * MIB
+_NAME: Final = "step-{:010d}"
+
+Natural = Annotated[int, Meta(ge=0)]
+
+
+class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a checkpoint says beside its tensors.
+
+    `model` is the digest of the model's names and shapes (`placement.plan.model_digest`), `has_momentum` names the
+    products whose momentum has begun, `groups` are the optimizer's settings, `random` is PyTorch's state, `extra` is
+    the caller's.
+    """
+
+    version: int
+    step: Natural
+    model: bytes
+    has_momentum: tuple[str, ...]
+    groups: tuple[dict[str, Any], ...]
+    random: bytes
+    extra: dict[str, Any]
+    sha256: dict[str, str]
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint in memory: the facts, a plain state_dict, and what training needs beside it, by name."""
+
+    facts: Facts
+    model: dict[str, Tensor]
+    training: dict[str, Tensor]
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the caller added."""
+        return self.facts.extra
+
+    def restore_random_state(self) -> None:
+        """Let PyTorch's random numbers go on where they were."""
+        torch.set_rng_state(torch.frombuffer(bytearray(self.facts.random), dtype=torch.uint8))
+
+
+def write_checkpoint(
+    directory: Path, facts: Facts, model: Mapping[str, Tensor], training: Mapping[str, Tensor]
+) -> Path:
+    """Write a checkpoint into `directory` and return its path; nobody ever sees half of it.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing else is touched.
+    """
+    path = directory / _NAME.format(facts.step)
+    side = directory / f".{path.name}.{os.getpid()}"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        shutil.rmtree(side, ignore_errors=True)
+        side.mkdir(mode=0o700)
+        digests = {}
+        for name, tensors in ((MODEL, model), (TRAINING, training)):
+            content = save({key: tensor.contiguous() for key, tensor in tensors.items()})
+            digests[name] = hashlib.sha256(content).hexdigest()
+            _write(side / name, content)
+        _write(side / FACTS, msgspec.json.encode(msgspec.structs.replace(facts, sha256=digests)))
+        if path.exists():
+            shutil.rmtree(path)
+        side.rename(path)
+        _flush(directory)
+    except (OSError, SafetensorError, TypeError, msgspec.MsgspecError) as error:
+        shutil.rmtree(side, ignore_errors=True)
+        raise CheckpointError(f"no checkpoint can be written to {directory}: {error}") from error
+    return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def prune_checkpoints(directory: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints, and what was left half-written."""
+    for path in _found(directory)[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _found(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("step-*") if path.is_dir())
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """Return the path of the newest checkpoint in a directory, None if there is none."""
+    return next(reversed(_found(directory)), None)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint; `path` is its own or that of the directory that it is the newest in.
+
+    Raises:
+        CheckpointError: it is none, incomplete, damaged, or of another version.
+    """
+    if not (path / FACTS).exists():
+        path = newest_checkpoint(path) or path
+    try:
+        with (path / FACTS).open("rb") as file:
+            content = file.read(_MOST_FACTS_BYTES + 1)
+        if len(content) > _MOST_FACTS_BYTES:
+            raise CheckpointError(f"{path / FACTS} is larger than {_MOST_FACTS_BYTES} bytes: it is something else")
+        facts = msgspec.json.decode(content, type=Facts)
+        if facts.version != VERSION:
+            raise CheckpointError(f"{path} is a checkpoint of version {facts.version}, and this is version {VERSION}")
+        model, training = (_tensors(path / name, facts.sha256.get(name)) for name in (MODEL, TRAINING))
+    except OSError as error:
+        raise CheckpointError(f"{path} is no checkpoint, or an incomplete one: {error.strerror}") from error
+    except (msgspec.MsgspecError, SafetensorError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is no checkpoint, or a damaged one: {error}") from error
+    return Checkpoint(facts=facts, model=model, training=training)
+
+
+def _tensors(path: Path, digest: str | None) -> dict[str, Tensor]:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise CheckpointError(f"{path} is not what was written: it was cut short or changed. Resume from another one")
+    return load(content)
+
+
+def momenta(found: Checkpoint, scattered: nn.Module) -> dict[nn.Parameter, Tensor]:
+    """Return the momentum of kept parameters.
+
+    Raises:
+        CheckpointError: one has another shape.
+    """
+    own: dict[nn.Parameter, Tensor] = {}
+    for name, parameter in scattered.named_parameters():
+        buffer = found.training.get(f"momentum.{name}")
+        if buffer is not None and not isinstance(parameter, ScatteredWeight):
+            if buffer.shape != parameter.shape:
+                raise CheckpointError(f"the checkpoint's momentum of {name} has another shape than the parameter")
+            own[parameter] = buffer
+    return own

@@ -1,0 +1,126 @@
+"""From a model under training to a checkpoint, and back."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from awfulowl.blocks.adapters.weight import ScatteredWeight
+from awfulowl.errors import CheckpointError
+from awfulowl.owner import checkpoint
+from awfulowl.owner.checkpoint import Checkpoint, Facts
+from awfulowl.owner.freezing import Frozen, fetch_frozen
+from awfulowl.owner.gather import state_dict
+from awfulowl.owner.optimizer import FleetSGD
+from awfulowl.owner.states import PARTS
+from awfulowl.owner.training import TrainedDeployment
+from awfulowl.placement.plan import Plan
+from awfulowl.placement.survey import Part
+
+
+class Moment(NamedTuple):
+    """All of a training at one step: what devices froze, and copies of what the owner holds."""
+
+    frozen: Frozen
+    facts: Facts
+    kept: dict[str, Tensor]
+    momentum: dict[str, Tensor]
+
+
+def moment(scattered: nn.Module, optimizer: FleetSGD, plan: Plan, frozen: Frozen, extra: Mapping[str, Any]) -> Moment:
+    """Copy what the owner holds of a training; the next step may come as soon as this returns."""
+    products = [tuple(member.product for member in panel.members) for panel in plan.panels]
+    facts = Facts(
+        version=checkpoint.VERSION,
+        step=optimizer.steps,
+        model=plan.model,
+        has_momentum=tuple(
+            name for names, begun in zip(products, frozen.has_momentum, strict=True) if begun for name in names
+        ),
+        groups=optimizer.settings(),
+        random=torch.get_rng_state().numpy().tobytes(),
+        extra=dict(extra),
+        sha256={},
+    )
+    kept = {name: tensor.detach().clone() for name, tensor in scattered.state_dict().items()}
+    momentum = {f"momentum.{name}": buffer.clone() for name, buffer in _buffers(scattered, optimizer).items()}
+    return Moment(frozen, facts, kept, momentum)
+
+
+def _buffers(scattered: nn.Module, optimizer: FleetSGD) -> dict[str, Tensor]:
+    """Return the momentum of kept parameters, by name."""
+    found = {}
+    for name, parameter in scattered.named_parameters():
+        if not isinstance(parameter, ScatteredWeight):
+            buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if buffer is not None:
+                found[name] = buffer
+    return found
+
+
+async def save(
+    deployment: TrainedDeployment, parts: Iterable[Part], now: Moment, directory: Path, timeout_s: float
+) -> Path:
+    """Fetch what devices froze, and write the checkpoint.
+
+    Raises:
+        UnavailableError: a device that froze blocks is gone, or lied.
+        CheckpointError: it cannot be written.
+    """
+    states = await fetch_frozen(deployment, now.frozen, timeout_s)
+    parts = list(parts)
+
+    def put() -> Path:
+        model = state_dict(deployment.panels, [state[0] for state in states], now.kept, parts)
+        training = dict(now.momentum)
+        for panel, state in zip(deployment.panels, states, strict=True):
+            for member in panel.members:
+                for name, part in zip(PARTS, state, strict=True):
+                    training[f"{name}/{member.product}"] = part[member.rows.start : member.rows.stop]
+        return checkpoint.write_checkpoint(directory, now.facts, model, training)
+
+    return await deployment.engine.compute(put)
+
+
+def states(found: Checkpoint, plan: Plan) -> dict[str, list[Tensor]]:
+    """Return the states of all products of a plan.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model.
+    """
+    if found.facts.model != plan.model:
+        raise CheckpointError("the checkpoint is of another model: names, shapes or types of parameters differ")
+    states = {}
+    for panel in plan.panels:
+        for member in panel.members:
+            shape = (member.rows.size, *panel.grid.shape[1:])
+            own = [found.training.get(f"{name}/{member.product}") for name in PARTS]
+            tensors = [tensor for tensor in own if tensor is not None and tuple(tensor.shape) == shape]
+            if len(tensors) < len(PARTS) or any(tensor.dtype is not torch.float32 for tensor in tensors):
+                raise CheckpointError(f"the checkpoint holds no state of {member.product} in this model's shape")
+            states[member.product] = tensors
+    return states
+
+
+def restore(found: Checkpoint, scattered: nn.Module) -> None:
+    """Load what is kept at the owner.
+
+    Raises:
+        CheckpointError: it does not fit the model.
+    """
+    kept = {name: found.model[name] for name in scattered.state_dict() if name in found.model}
+    try:
+        missing, unexpected = scattered.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint does not fit this model: {error}") from error
+    lost = [name for name in missing if name in scattered.state_dict()]
+    if lost or unexpected:
+        raise CheckpointError(f"the checkpoint does not hold {', '.join([*lost, *unexpected][:4])}")
+
+
+def momentum_begun(found: Checkpoint, plan: Plan) -> Sequence[bool]:
+    """Say for each panel of a plan whether its momentum has begun."""
+    names = set(found.facts.has_momentum)
+    return [any(member.product in names for member in panel.members) for panel in plan.panels]
