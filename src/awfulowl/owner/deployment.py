@@ -1,41 +1,29 @@
-"""One plan on the fleet: which device holds what right now, and what is done when that changes."""
+"""One plan on the fleet: who is asked for what, and what is done when somebody is gone."""
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from awfulowl.errors import LocalError, ModelError, PeerError, RuleError, UnavailableError
 from awfulowl.owner.engine import Engine, together
+from awfulowl.owner.holdings import Holdings
 from awfulowl.owner.layout import Layouts, Outputs
-from awfulowl.owner.loading import Meter, Progress, rows_of, stack
-from awfulowl.owner.numbers import AnyCheck, Numbers, numbers_of
+from awfulowl.owner.loading import CellKey, Meter, Progress
+from awfulowl.owner.numbers import AnyCheck
 from awfulowl.owner.peer import Peer, Standing
-from awfulowl.placement.assignment import Assignment
 from awfulowl.placement.plan import Plan
-from awfulowl.placement.plan import weights as weights_in
-from awfulowl.veil.shares import sharing_of
-from awfulowl.wire.messages import Load, Release, Sheet
-
-CellKey = tuple[int, int]
-"""(panel, cell) by their numbers in the plan."""
-
-_LOADS_AT_ONCE: Final = 2
-"""Of all devices together: each takes a copy of its sheet, and the owner's memory is to stay near the model's."""
-
-_LOAD_TIMEOUT_FACTOR: Final = 6.0
-"""Loads are larger than answers, and a device may be busy with another."""
+from awfulowl.wire.messages import Release
 
 
 class KeptError(LocalError):
     """The rules allow no placement for this panel: the owner multiplies itself."""
 
 
-class Deployment:
-    """Holds the assignment, the check vectors and references to the model's weights: no copy of them."""
+class Deployment(Holdings):
+    """A plan at work: finds for every cell a device that can be asked."""
 
     def __init__(
         self,
@@ -44,28 +32,12 @@ class Deployment:
         weights: Mapping[str, Sequence[Tensor]],
         on_change: Callable[[Plan], None] | None = None,
     ) -> None:
-        self.engine = engine
-        self.assignment = Assignment(plan, engine.entropy)
-        self.panels = plan.panels
-        self.replicas = plan.rules.replicas
-        self.sharing = sharing_of(plan.sharing)
-        self.layouts: list[Layouts] = []
-        self.numbers: list[Numbers] = []
-        self.weights = [stack(panel, weights) for panel in self.panels]
-        self.member_rows = [[rows_of(panel, member.rows) for member in panel.members] for panel in self.panels]
-        self.checks: list[AnyCheck] = []
+        super().__init__(engine, plan, weights)
         self.kept: set[int] = set()
         self._on_change = on_change
-        self.ready_on: dict[CellKey, set[str]] = {
-            (number, cell): set() for number, panel in enumerate(self.panels) for cell in range(len(panel.cells))
-        }
         self._loading: dict[tuple[str, CellKey], asyncio.Task[None]] = {}
-        self._loads = asyncio.Semaphore(_LOADS_AT_ONCE)
         self._uses = [0] * len(self.panels)
         self._renewing: set[int] = set()
-        self._lanes: dict[tuple[int, int, str], int] = {}
-        """The lane that each domain was given of each column, by panel, column and domain."""
-        self.loading_onto: dict[str, asyncio.Lock] = {}
 
     async def start(self, timeout_s: float, progress: Progress | None = None) -> None:
         """Round weights, draw check vectors, wait for the devices, and load every block.
@@ -103,155 +75,9 @@ class Deployment:
             if peer.alive:
                 await peer.ask(Release(slices), [], timeout_s=self.engine.policy.answer_timeout_s)
 
-    def make_numbers(self, number: int) -> Numbers:
-        """Return the numbers of a panel, from its weights as they are now."""
-        return numbers_of(self.panels[number], self.weights[number], self.sharing, self.engine.entropy)
-
-    def new_check(self, number: int) -> AnyCheck:
-        """Draw secrets for a panel as it was when it was last known."""
-        panel = self.panels[number]
-        apart = {*map(tuple, self.member_rows[number]), *(cell.rows for cell in panel.cells)}
-        return self.numbers[number].new_check(self.engine.entropy, apart)
-
-    def _alive(self, avoid: Collection[str] = ()) -> set[str]:
-        return {name for name, peer in self.engine.peers.items() if peer.alive and name not in avoid}
-
-    def _cell_bytes(self, key: CellKey) -> int:
-        panel, cell = self.panels[key[0]], self.panels[key[0]].cells[key[1]]
-        return self.numbers[key[0]].weight_bytes * weights_in(panel.grid, cell.column, cell.rows)
-
-    def domain(self, device: str) -> str:
-        """Return the domain of a device."""
-        return self.assignment.domain(device)
-
-    # What devices hold
-
-    def opened(self, peer: Peer, *, fresh: bool) -> None:
-        """Give a device that came back its old blocks again."""
-        if fresh:
-            for holders in self.ready_on.values():
-                holders.discard(peer.name)
-        if self.assignment.duties(peer.name, self._alive()):
-            self.engine.ledger.restored += 1
-            self.engine.spawn(self.load_duties(peer))
-
     def lost(self, _: Peer) -> None:
         """Look for replacements if the device stays away; what it holds counts again if it comes back with it."""
         self.engine.spawn(self._repair_later())
-
-    def evicted(self, peer: Peer, slices: Sequence[bytes]) -> None:
-        """Load again what a device dropped."""
-        gone = set(slices)
-        for (number, cell), holders in self.ready_on.items():
-            if not gone.isdisjoint(self.slices(number, cell)):
-                holders.discard(peer.name)
-        self.engine.spawn(self.load_duties(peer))
-
-    async def load_duties(self, peer: Peer, meter: "Meter | None" = None) -> None:
-        """Load what the assignment gives a device and it does not hold yet, in sheets of full rectangles."""
-        duties = self.assignment.duties(peer.name, self._alive())
-
-        async def one(number: int, cells: Sequence[int]) -> None:
-            async with self._loads:
-                try:
-                    await self._load(peer, number, cells)
-                except PeerError as error:
-                    self.engine.note("load failed", peer.name, str(error))
-            if meter is not None:
-                meter.add(sum(self._cell_bytes((number, cell)) for cell in cells))
-
-        missing = [key for key in duties if peer.name not in self.ready_on[key]]
-        await together(one(number, cells) for number, cells in self._sheets(missing))
-
-    def _sheets(self, keys: Iterable[CellKey]) -> Iterable[tuple[int, list[int]]]:
-        """Group cells of one panel, lane and equal rows, in the order of summation, into loads of limited size."""
-        groups: dict[tuple[int, int, tuple[int, ...]], list[int]] = {}
-        for number, cell in keys:
-            placed = self.panels[number].cells[cell]
-            groups.setdefault((number, placed.lane, placed.rows), []).append(cell)
-        for (number, _, _), cells in groups.items():
-            rank = self.layouts[number].rank
-            panel = self.panels[number]
-            cells.sort(key=lambda cell: rank[panel.cells[cell].column])
-            batch: list[int] = []
-            size = 0
-            for cell in cells:
-                alone = panel.grid.columns[panel.cells[cell].column].groups > 1
-                more = self._cell_bytes((number, cell))
-                if batch and (alone or size + more > self.engine.policy.load_bytes):
-                    yield number, batch
-                    batch, size = [], 0
-                batch.append(cell)
-                size += more
-                if alone:
-                    yield number, batch
-                    batch, size = [], 0
-            if batch:
-                yield number, batch
-
-    async def _load(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
-        """Load cells of one lane and equal rows onto a device; one load at a time, none twice."""
-        async with self.loading_onto.setdefault(peer.name, asyncio.Lock()):
-            cells = [cell for cell in cells if peer.name not in self.ready_on[number, cell]]
-            if not cells:
-                return
-            await self._send_load(peer, number, cells)
-            await self.catch_up(peer, number, cells)
-            for cell in cells:
-                self.ready_on[number, cell].add(peer.name)
-        self.engine.changed()
-
-    async def catch_up(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
-        """Bring blocks that were just loaded to the present: nothing to do for weights that stay what they are."""
-
-    async def _send_load(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
-        panel, layouts, numbers = self.panels[number], self.layouts[number], self.numbers[number]
-        lane, rows = panel.cells[cells[0]].lane, panel.cells[cells[0]].rows
-        columns = [panel.cells[cell].column for cell in cells]
-        self._guard(number, lane, columns, peer.name)
-        step, parts = numbers.step, numbers.parts
-        tensors = await self.engine.compute(lambda: self.matrices(number, lane, rows, columns))
-        sheets = tuple(
-            Sheet(
-                rows=tuple(panel.row_handles[row] for row in rows),
-                row_sizes=tuple(panel.grid.rows[row].size for row in rows),
-                slices=tuple(panel.slice_handle(column, matrix) for column in columns),
-                slice_sizes=tuple(panel.grid.columns[column].span.size for column in columns),
-                kernel=panel.grid.kernel,
-                groups=panel.grid.columns[columns[0]].groups,
-            )
-            for matrix in layouts.matrices(lane)
-        )
-        timeout_s = self.engine.policy.answer_timeout_s * _LOAD_TIMEOUT_FACTOR
-        await peer.ask(Load(sheets, parts=parts, step=step), tensors, timeout_s=timeout_s)
-
-    def _guard(self, number: int, lane: int, columns: Iterable[int], device: str) -> None:
-        """Refuse to give a domain two lanes of a column, whoever planned it: what was sent cannot be taken back.
-
-        Raises:
-            LocalError: the device's domain was given another lane.
-        """
-        domain = self.domain(device)
-        for column in columns:
-            if self._lanes.setdefault((number, column, domain), lane) != lane:
-                raise LocalError(
-                    f"domain '{domain}' would get two shares of {self.panels[number].name}, column {column}; nothing "
-                    "was sent. This is a defect of the placement, or a plan that was changed: please report it"
-                )
-
-    def matrices(self, number: int, lane: int, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
-        """Return what a device of a lane holds of some blocks.
-
-        Raises:
-            ModelError: the weights changed since they were scattered.
-        """
-        return self.numbers[number].matrices(self.checks[number], lane, rows, columns)
-
-    def slices(self, number: int, cell: int) -> tuple[bytes, ...]:
-        """Return the handles of all that a holder of a cell holds."""
-        panel = self.panels[number]
-        placed = panel.cells[cell]
-        return tuple(panel.slice_handle(placed.column, matrix) for matrix in self.layouts[number].matrices(placed.lane))
 
     # Who is asked
 
@@ -295,6 +121,9 @@ class Deployment:
             if key[0] in self.kept:
                 raise KeptError(self.panels[key[0]].name)
             holders = self.holders(key, avoid)
+            if not holders and self.waits and self.coming[key] > 0:
+                await self.engine.change()
+                continue
             if not holders and await self._replace(key, avoid):
                 holders = self.holders(key, avoid)
             holders = holders or self.holders(key)

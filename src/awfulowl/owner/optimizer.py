@@ -9,9 +9,10 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from awfulowl.arithmetic.descent import Descent
+from awfulowl.arithmetic.numbers import FLOAT32
 from awfulowl.blocks.adapters.catalogue import scatterable
 from awfulowl.blocks.adapters.weight import ScatteredWeight
-from awfulowl.errors import CheckpointError, InputError, ModelError, ScatteredError
+from awfulowl.errors import CheckpointError, InputError, ModelError, PlanError, ScatteredError
 from awfulowl.owner.checkpoint import Checkpoint, momenta
 from awfulowl.owner.clipping import squared_norm
 from awfulowl.owner.deployment import Deployment
@@ -203,14 +204,22 @@ def trainable(model: nn.Module, plan: Plan, parts: Iterable[Part]) -> list[bool]
     """Say for each panel of a plan whether its weights require gradients.
 
     Raises:
-        ModelError: a panel has weights that do and others that do not, or weights that are also used elsewhere.
+        PlanError: the plan is not one of plain float32.
+        ModelError: a panel has weights that do and others that do not; weights are also used elsewhere, or not float32.
     """
+    rounded = [panel.name for panel in plan.panels if panel.arithmetic != FLOAT32]
+    if rounded or plan.sharing:
+        raise PlanError(f"{'shared' if plan.sharing else rounded[0]}: integers are not trained, make a plan of float32")
     wanted: dict[str, bool] = {}
     tied = scatterable(model).tied
     for part in parts:
         module, path = part.target.module, part.target.name
         for name in part.target.adapter.parameters(module):
             full = f"{path}.{name}" if path else name
+            if module.get_parameter(name).dtype is not torch.float32:
+                raise ModelError(
+                    f"{full} is {module.get_parameter(name).dtype}, only float32 is trained: call .float()"
+                )
             if full in tied and module.get_parameter(name).requires_grad:
                 raise ModelError(
                     f"{full} is also {', '.join(tied[full])}, which stays at the owner: they would be trained apart. "

@@ -37,6 +37,8 @@ STEP_TIMEOUT_FACTOR: Final = 6.0
 class TrainedDeployment(Deployment):
     """A deployment whose weights move."""
 
+    waits = True
+
     def __init__(
         self,
         engine: Engine,
