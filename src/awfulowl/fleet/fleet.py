@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -26,12 +26,15 @@ from awfulowl.owner.math_threads import single_threaded
 from awfulowl.owner.modules import scatter
 from awfulowl.owner.optimizer import FleetSGD, places, trainable
 from awfulowl.owner.peer import Standing
+from awfulowl.owner.pipeline import pipelined
 from awfulowl.owner.policy import Policy
 from awfulowl.owner.saving import moment, momentum_begun, restore, save, states
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.placement.ledger import UNKNOWN, Device
 from awfulowl.placement.plan import Plan, model_digest
 from awfulowl.placement.survey import Part, parts_of
+
+T = TypeVar("T")
 
 
 class Fleet:
@@ -171,6 +174,41 @@ class Fleet:
         return FleetSGD(
             scattered, deployment, places(scattered, deployment, parts), self._loop, params, lr=lr, **options
         )
+
+    def pipeline(
+        self, scattered: nn.Module, loss: Callable[[T], Tensor], batches: Sequence[T], *, threads: int = 4
+    ) -> list[Tensor]:
+        """Run the micro-batches of one step forward and backward, several at once, and add up their gradients.
+
+        The devices of one layer multiply for one micro-batch while those of another do for the next. The result does
+        not depend on who is faster. A step on the mean loss of n micro-batches divides each loss by n.
+
+        Args:
+            scattered: a model under training; its modules must not change in a forward pass, as batch norms do.
+            loss: from a micro-batch to a number that requires a gradient.
+            batches: the micro-batches.
+            threads: so many are under way at once.
+
+        Returns:
+            The losses, in order, detached.
+
+        Raises:
+            ScatteredError: the model was not scattered by this fleet, or not for training.
+            InputError: the model has statistics that a forward pass changes.
+        """
+        deployment, _ = self._training(scattered)
+        return pipelined(scattered, deployment, loss, batches, threads)
+
+    def drift(self, scattered: nn.Module) -> dict[str, float]:
+        """Return for each layer how far devices may have moved its weights unseen, relative to their length.
+
+        The bound is z standard deviations of what honest rounding leaves, added up over all snapshots so far.
+
+        Raises:
+            ScatteredError: the model was not scattered by this fleet, or not for training.
+        """
+        deployment, _ = self._training(scattered)
+        return {panel.name: deployment.drifted(number) for number, panel in enumerate(deployment.panels)}
 
     def checkpoint(
         self,

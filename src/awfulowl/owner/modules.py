@@ -50,8 +50,7 @@ class PanelCalls:
         self._rows = deployment.member_rows[number]
         self._misses = 0
         self._training = deployment if isinstance(deployment, TrainedDeployment) else None
-        trained = self._training is not None and self._training.histories[number].trainable
-        self._anchor = torch.zeros((), requires_grad=trained)
+        self._anchor = torch.zeros(()) if self._training is None else self._training.anchors[number]
 
     def multiply(self, member: int, x: Tensor) -> Tensor:
         """Return W x for one member: (..., outputs) or (batch, outputs, *space), in float32 on x's device."""

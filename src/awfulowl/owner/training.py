@@ -60,12 +60,13 @@ class TrainedDeployment(Deployment):
         """
         super().__init__(engine, plan, weights, on_change)
         self.histories = [History(own) for own in trainable]
+        self.anchors = [torch.zeros((), requires_grad=own) for own in trainable]
+        """For each panel what ties its products into PyTorch's graph, where it is trained."""
         self.number = itertools.count(1).__next__
         """Numbers of jobs and of kept inputs, none twice."""
         self.micro = threading.local()
         """`batch`: which micro-batch of a step this thread works on, where several are under way at once."""
-        self.drift = [0.0 for _ in trainable]
-        """How far devices may have moved the weights of each panel unseen, up to its last snapshot."""
+        self._drift = [0.0 for _ in trainable]
         self._calls = itertools.count()
         self._resumed = states
         self._vault = Vault()
@@ -214,6 +215,10 @@ class TrainedDeployment(Deployment):
 
     # Snapshots
 
+    def drifted(self, number: int) -> float:
+        """Return how far devices may have moved a panel's weights unseen so far, relative to their length."""
+        return self._drift[number] + self.check(number).drift
+
     def renew(self, number: int) -> None:
         """Count a failed check: secrets are drawn anew with the next snapshot, not in between."""
         self.histories[number].failures += 1
@@ -269,7 +274,7 @@ class TrainedDeployment(Deployment):
             state = await fetch_panel(self, number, self.engine.policy.request_timeout_s)
             if not await self.engine.compute(partial(check.matches_whole, state)):
                 raise UnavailableError(f"{name}: the blocks that devices hold do not add up to what was trained")
-            self.drift[number] += check.drift
+            self._drift[number] += check.drift
             self.engine.ledger.snapshots += 1
             await self.engine.compute(partial(self.state(number).anchor, state, history.step))
             self.checks[number] = await self.engine.compute(partial(self.new_check, number))
