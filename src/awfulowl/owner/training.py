@@ -168,11 +168,16 @@ class TrainedDeployment(Deployment):
         async with history.lock:
             holders = self.in_step(number)
             taken = history.take(rule)
-            seen = [job.seen for job in taken.jobs if job.seen is not None]
             self.engine.ledger.steps += 1
-            moving = asyncio.ensure_future(self.engine.compute(partial(check.move, rule, seen)))
+            following = asyncio.ensure_future(self._follow(check, taken))
             await together(self._one_step(device, number, cells, taken) for device, cells in holders.items())
-            await moving
+            await following
+
+    async def _follow(self, check: TrainingCheck, taken: Taken) -> None:
+        """Move the images; what was not verified cannot be from then on."""
+        seen = [job.seen for job in taken.jobs if job.seen is not None]
+        if len(seen) == len(taken.jobs):
+            await self.engine.compute(partial(check.move, taken.rule, seen))
 
     async def _one_step(self, device: str, number: int, cells: Sequence[int], taken: Taken) -> None:
         try:
