@@ -154,7 +154,7 @@ def kernels(quick: bool) -> list[Row]:
         x, weight = torch.randn(batch, inputs), torch.randn(outputs, inputs)
         works: dict[str, Callable[[], object]] = {
             "float32": partial(torch.nn.functional.linear, x, weight),
-            "float32, as devices do": partial(dense.fastest(), x, weight),
+            "float32, as devices do": partial(dense.fastest().multiply, x, weight),
         }
         for name, of_inputs, of_weights, width in (
             ("int8", torch.int8, torch.int8, 4),

@@ -236,7 +236,7 @@ def product_s(mode: Mode, sharing: Sharing, shape: tuple[int, int, int]) -> floa
     numbers = integers(mode.arithmetic)
     if numbers is None:
         x, weight = torch.randn(vectors, inputs), torch.randn(outputs, inputs)
-        return shortest_s(lambda: dense.fastest()(x, weight))
+        return shortest_s(lambda: dense.fastest().multiply(x, weight))
     of_inputs = numbers.ring if sharing.shares > 1 else numbers.dtype
     of_weights = numbers.ring if sharing.hides_weights else numbers.dtype
     x, weight = some_integers(of_inputs, vectors, inputs), some_integers(of_weights, outputs, inputs)

@@ -7,7 +7,7 @@ PyTorch brings along for its convolutions, does, and takes half the time there. 
 import functools
 from collections.abc import Callable
 from time import perf_counter
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,10 +39,38 @@ def onednn(x: Tensor, weight: Tensor) -> Tensor:
     return product
 
 
+def plain_transposed(dy: Tensor, weight: Tensor) -> Tensor:
+    """Return dy W as PyTorch does."""
+    return dy @ weight
+
+
+def onednn_transposed(dy: Tensor, weight: Tensor) -> Tensor:
+    """Return dy W as oneDNN does, which reads whole matrices in either order; of parts as PyTorch does."""
+    if not weight.is_contiguous():
+        return plain_transposed(dy, weight)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(dy.contiguous(), weight.T, None, "none", [], None)  # noqa: SLF001
+    return product
+
+
+class Products(NamedTuple):
+    """How to multiply with a matrix W (out, in), and with its transpose.
+
+    `multiply` is from x (batch, in) and W to x Wᵀ (batch, out), `transposed` from dy (batch, out) and W to dy W.
+    """
+
+    multiply: Multiply
+    transposed: Multiply
+
+
+PLAIN: Final = Products(plain, plain_transposed)
+
+
 @functools.cache
-def fastest() -> Multiply:
-    """Return the faster one on this processor, if it is right; tried once in a process, in some milliseconds."""
-    return onednn if is_right(onednn) and _seconds(plain) > _WORTH_IT * _seconds(onednn) else plain
+def fastest() -> Products:
+    """Return the faster ones on this processor, if they are right; tried once in a process, in some milliseconds."""
+    right = is_right(onednn) and is_right(lambda x, weight: onednn_transposed(x, weight.T.contiguous()))
+    faster = right and _seconds(plain) > _WORTH_IT * _seconds(onednn)
+    return Products(onednn, onednn_transposed) if faster else PLAIN
 
 
 def is_right(multiply: Multiply) -> bool:

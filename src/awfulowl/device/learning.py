@@ -155,7 +155,10 @@ class Learner:
         for one in self._products(term, rows, targets):
             weight = one.sheet.part(one.rows, one.slices).planes[0]
             source = dy[:, one.source.start : one.source.stop]
-            part = backward(one.sheet.kernel, weight, source, request.space, one.sheet.groups)
+            if isinstance(one.sheet.kernel, Dense):
+                part = self._store.dense.transposed(source, weight)
+            else:
+                part = backward(one.sheet.kernel, weight, source, request.space, one.sheet.groups)
             if one.target.size == whole and len(term.rows) == len(one.sheet.rows):
                 return part
             dx[:, one.target.start : one.target.stop] += part
@@ -233,13 +236,15 @@ class Learner:
         def dense() -> Iterator[tuple[slice, Tensor]]:
             outputs, inputs = weight.shape
             height = max(1, _GRADIENT // inputs)
-            made = weight.new_empty((min(height, outputs), inputs))
+            # Both with the samples last, which the products that sum over them are fastest with.
+            pairs = [(x.T.contiguous(), dy.T.contiguous()) for x, dy in operands]
             for start in range(0, outputs, height):
                 rows = slice(start, min(start + height, outputs))
-                part = made[: rows.stop - rows.start]
-                for index, (x, dy) in enumerate(operands):
-                    part.addmm_(dy[:, rows].T, x, beta=1 if index else 0)
-                yield rows, part if operands else part.zero_()
+                parts = [self._store.dense.multiply(dy[rows], x) for x, dy in pairs]
+                total = parts[0] if parts else weight.new_zeros(rows.stop - rows.start, inputs)
+                for part in parts[1:]:
+                    total += part
+                yield rows, total
 
         def convolution() -> Iterator[tuple[slice, Tensor]]:
             total = torch.zeros_like(weight)

@@ -64,7 +64,7 @@ class Store:
     def __init__(self, limits: Limits, memory_bytes: int, accelerator: str = "cpu") -> None:
         self._limits = limits
         self.accelerator: Final = torch.device(accelerator)
-        self._multiply = dense.fastest() if self.accelerator.type == "cpu" else dense.plain
+        self.dense: Final = dense.fastest() if self.accelerator.type == "cpu" else dense.PLAIN
         self._memory_bytes = min(memory_bytes, limits.device_memory_bytes)
         self._sheets: list[Held] = []
         self._at: dict[bytes, list[Held]] = {}  # sheets by the slices that they hold
@@ -201,9 +201,9 @@ class Store:
 
     def _multiply_floats(self, one: _Product, x: Tensor) -> Tensor:
         weight = one.weights.planes[0]
-        return (
-            self._multiply(x, weight) if isinstance(one.kernel, Dense) else product(one.kernel, weight, x, one.groups)
-        )
+        if isinstance(one.kernel, Dense):
+            return self.dense.multiply(x, weight)
+        return product(one.kernel, weight, x, one.groups)
 
     def _multiply_integers(self, width: int, one: _Product, x: Tensor) -> Tensor:
         return self._backend.multiply(one.kernel, one.weights, x, one.groups, width)

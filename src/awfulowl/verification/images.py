@@ -118,6 +118,11 @@ class Side:
         by_group = zip(secret.chunk(groups, dim=1), weight.chunk(groups), strict=True)
         return torch.cat([project(own, part.transpose(0, 1), 1, powers)[0] for own, part in by_group], dim=-1)
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return everything that is kept."""
+        own = (self.secret, self.parts, self._parts, self.weight, self.momentum, self._start, self._base)
+        return (*own, *self._noise, *self._drag)
+
     def step(self, x: Tensor, dy: Tensor) -> Step:
         """Return what a batch adds to the gradient's image.
 

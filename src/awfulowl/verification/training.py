@@ -85,6 +85,12 @@ class TrainingCheck:
         for side in (self._left, self._right):
             side.anchor(weight, momentum)
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that secrets and images take."""
+        tensors = [tensor for side in (self._left, self._right) for tensor in side.tensors()]
+        return sum({id(tensor): tensor.nbytes for tensor in tensors}.values())
+
     # Products
 
     def expect(
