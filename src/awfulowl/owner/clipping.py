@@ -4,8 +4,8 @@ For jobs of n samples in all, |G|² = Σ_ab (dy_a · dy_b)(x_a · x_b): the owne
 than a part of what the gradient costs devices. Otherwise devices say how long their blocks' gradients are, and the
 owner holds them to |U G|²/m, with m fresh normal vectors U that it does not tell: m samples of a mean that is |G|².
 How far they stray depends on G; most, like χ²/m with m degrees of freedom, where G has rank 1. The quantiles of that
-bound what is accepted, so an honest device is refused once in 10^11 and a liar may be off by the factor that `band`
-says. A lie about the length changes how long the step is, never where it leads, and every device takes the same.
+bound what is accepted (`band`), so an honest device is refused once in 10^11, and a liar may call |G| up to 1.7 times
+shorter or 2.2 times longer than it is. A lie about the length changes how long the step is, never where it leads, and every device takes the same.
 """
 
 import math
@@ -124,7 +124,7 @@ async def _ask(
 
 def _plausible(said: float, expected: float) -> bool:
     low, high = band(_SAMPLES)
-    return low * expected <= said * (1 + _ROUNDING) and said <= high * expected * (1 + _ROUNDING)
+    return expected / high <= said * (1 + _ROUNDING) and said <= expected / low * (1 + _ROUNDING)
 
 
 def _only(secret: Tensor, panel: Panel, rows: Sequence[int]) -> Tensor:
