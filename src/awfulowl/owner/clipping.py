@@ -1,11 +1,12 @@
 """The length of a gradient that is on devices only.
 
-For jobs of n samples in all, |G|² = Σ_ab (dy_a · dy_b)(x_a · x_b): the owner computes it exactly where that costs less
-than a part of what the gradient costs devices. Otherwise devices say how long their blocks' gradients are, and the
-owner holds them to |U G|²/m, with m fresh normal vectors U that it does not tell: m samples of a mean that is |G|².
-How far they stray depends on G; most, like χ²/m with m degrees of freedom, where G has rank 1. The quantiles of that
-bound what is accepted (`band`), so an honest device is refused once in 10^11, and a liar may call |G| up to 1.7 times
-shorter or 2.2 times longer than it is. A lie about the length changes how long the step is, never where it leads, and every device takes the same.
+For jobs of n samples in all, |G|² = Σ_ab (dy_a · dy_b)(x_a · x_b): the owner computes it exactly where that
+costs less than a part of what the gradient costs devices. Otherwise devices say how long their blocks'
+gradients are, and the owner holds them to |U G|²/m, with m fresh normal vectors U that it does not tell: m
+samples of a mean that is |G|². How far they stray depends on G; most, like χ²/m with m degrees of freedom,
+where G has rank 1. The quantiles of that bound what is accepted (`band`), so an honest device is refused once
+in 10^11, and a liar may call |G| up to 1.7 times shorter or 2.2 times longer than it is. A lie about the length
+changes how long the step is, never where it leads, and every device takes the same.
 """
 
 import math
