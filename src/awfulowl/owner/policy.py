@@ -64,6 +64,10 @@ class Policy:
     snapshot_stretch: float = 2.0
     """The same is done when weights have changed by so many times their length: what is known of their size is old."""
 
+    snapshot_log: float = 32.0
+    """The same is done when the inputs and gradients since the last snapshot take so many times the bytes of the state:
+    a snapshot costs little beside them then, and a block is rebuilt in the time of so many loads."""
+
     log_bytes: int = GIB
     """Inputs and gradients since the last snapshots that the owner keeps, to rebuild blocks from; when there are more,
     the panels are snapshot whose state is small beside their part of it."""

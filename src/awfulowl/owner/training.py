@@ -17,6 +17,7 @@ from torch import Tensor
 
 from awfulowl.arithmetic.descent import Descent
 from awfulowl.errors import GoneError, InputError, PeerError, UnavailableError
+from awfulowl.limits import MIB
 from awfulowl.owner.deployment import Deployment
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.gather import fetch_panel
@@ -32,6 +33,9 @@ from awfulowl.wire.messages import Commit, Release, Step
 
 STEP_TIMEOUT_FACTOR: Final = 6.0
 """A step computes the gradient of all blocks of a panel, which takes longer than a product."""
+
+_LEAST_LOG: Final = 32 * MIB
+"""Less is replayed in no time, and not worth the requests of a snapshot."""
 
 
 class TrainedDeployment(Deployment):
@@ -256,6 +260,7 @@ class TrainedDeployment(Deployment):
             for number, history in enumerate(self.histories)
             if len(history.log) >= policy.snapshot_after
             or history.failures >= policy.snapshot_failures
+            or history.log_bytes > max(_LEAST_LOG, policy.snapshot_log * self.state(number).state_bytes)
             or (history.log and self.check(number).stretched > policy.snapshot_stretch)
         ]
         sizes = {number: history.log_bytes for number, history in enumerate(self.histories) if number not in due}

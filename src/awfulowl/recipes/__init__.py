@@ -1,0 +1,1 @@
+"""Recipes of training: what to train on what, how, and the loop that does it, here or on a fleet."""
