@@ -210,7 +210,7 @@ class TransposedProduct:
         if not math.isfinite(largest):
             raise InputError(f"{self._panel.name}: gradients are not finite (is the loss?); nothing has moved")
         grid = self._grid
-        bound = largest * grid.outputs * math.prod(grid.size) * self._deployment.state(self._number).largest_weight()
+        bound = largest * grid.outputs * math.prod(grid.size) * self._deployment.largest_weight(self._number)
         if bound > torch.finfo(torch.float32).max / 4:
             raise InputError(f"{self._panel.name}: gradients of {largest:.1e} may lead out of the range of float32")
 

@@ -1,6 +1,7 @@
 """One plan on the fleet: who is asked for what, and what is done when somebody is gone."""
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
@@ -12,7 +13,7 @@ from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.holdings import Holdings
 from awfulowl.owner.layout import Layouts, Outputs
 from awfulowl.owner.loading import CellKey, Meter, Progress
-from awfulowl.owner.numbers import AnyCheck
+from awfulowl.owner.numbers import AnyCheck, Floats
 from awfulowl.owner.peer import Peer, Standing
 from awfulowl.placement.plan import Plan
 from awfulowl.wire.messages import Release
@@ -234,6 +235,11 @@ class Deployment(Holdings):
         cell = cells[self.engine.entropy.below(len(cells))]
         self.matrices(number, cell.lane, cell.rows, [cell.column])
         return self.new_check(number)
+
+    def largest_weight(self, number: int) -> float:
+        """Return a number that no absolute weight of a panel of floats is larger than."""
+        numbers = self.numbers[number]
+        return numbers.largest_weight() if isinstance(numbers, Floats) else math.inf
 
     def multiply_here(self, number: int, x: Tensor, outputs: Outputs) -> Tensor:
         """Return the product of a panel that the owner took back."""

@@ -73,7 +73,7 @@ class FleetSGD(torch.optim.SGD):
         """Take one step.
 
         Raises:
-            UnavailableError: nothing honest is left.
+            UnavailableError: the step was taken, and nothing honest is left that could give a snapshot that is due.
             InputError: gradients or settings are not finite, or momentum is 1 or more; nothing has moved.
         """
         if closure is not None:
@@ -86,6 +86,7 @@ class FleetSGD(torch.optim.SGD):
         self._loop.run(self._training.step(rules))
         self._step_here()
         self.steps += 1
+        self._loop.run(self._training.look_after())
         return None
 
     def clip_grad_norm_(self, max_norm: float) -> float:

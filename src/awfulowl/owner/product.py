@@ -272,7 +272,7 @@ class Product:
         largest = float(x.abs().max())
         if not math.isfinite(largest):
             raise InputError(f"{self._panel.name}: the inputs are not finite, so no product can be checked")
-        bound = largest * self._grid.inputs * math.prod(self._grid.size) * self._numbers.largest_weight()
+        bound = largest * self._grid.inputs * math.prod(self._grid.size) * self._deployment.largest_weight(self._number)
         if bound > torch.finfo(torch.float32).max:
             raise InputError(f"{self._panel.name}: inputs of {largest:.1e} may lead out of the range of float32")
 

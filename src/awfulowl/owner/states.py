@@ -69,7 +69,6 @@ class Trained(Floats):
         super().__init__(panel, weights, sharing)
         self._number = number
         self._vault = vault
-        self._largest = super().largest_weight()
 
     @property
     def state_bytes(self) -> int:
@@ -84,7 +83,6 @@ class Trained(Floats):
         """
         self._vault.save(self._number, state)
         self._weights = ()
-        self._largest = float(state[0].abs().max())
         self.parts, self.step = len(PARTS), step
 
     def _state(self) -> list[Sequence[Tensor]]:
@@ -109,10 +107,6 @@ class Trained(Floats):
         if not isinstance(check, TrainingCheck) or any(part.dtype is not torch.float32 for part in found):
             return False
         return check.matches(found, rows=rows, columns=columns)
-
-    def largest_weight(self) -> float:
-        """Return the largest absolute weight of the last snapshot."""
-        return self._largest
 
     def here(self, x: Tensor) -> Tensor:
         """Refuse: where the weights are now is known to devices only."""

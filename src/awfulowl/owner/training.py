@@ -138,9 +138,12 @@ class TrainedDeployment(Deployment):
         """
         check = self.check(number)
         seen = await self.engine.compute(partial(check.see, job.x, job.dy))
-        if not all(bool(side.image.isfinite().all()) for side in seen):
+        if not all(bool(side.image.isfinite().all() and side.energy.isfinite().all()) for side in seen):
             name = self.panels[number].name
-            raise InputError(f"{name}: gradients are not finite (is the loss?); they were dropped, nothing has moved")
+            raise InputError(
+                f"{name}: gradients are not finite, or too large for float32 (is the loss?); they were dropped, and "
+                "nothing has moved"
+            )
         if check is self.check(number):
             job.seen = seen
         else:  # a snapshot was taken meanwhile
@@ -158,12 +161,15 @@ class TrainedDeployment(Deployment):
     # Steps
 
     async def step(self, rules: Mapping[int, Descent]) -> None:
-        """Let panels take a step along the gradients of their jobs; those without jobs stay.
+        """Let panels take a step along the gradients of their jobs; those without jobs stay."""
+        await together(self._step(number, rule) for number, rule in rules.items() if self.histories[number].pending)
+
+    async def look_after(self) -> None:
+        """Take the snapshots that are due.
 
         Raises:
-            UnavailableError: a snapshot was due and nothing honest is left that could give it.
+            UnavailableError: nothing honest is left that could give one.
         """
-        await together(self._step(number, rule) for number, rule in rules.items() if self.histories[number].pending)
         for number in self._due():
             await self.snapshot(number)
 
@@ -235,6 +241,10 @@ class TrainedDeployment(Deployment):
     async def anchor(self, number: int) -> None:
         """Look at what the weights are: images may have strayed further than we believed."""
         await self.snapshot(number)
+
+    def largest_weight(self, number: int) -> float:
+        """Return a number that no absolute weight of a panel is larger than by now, as far as its images tell."""
+        return self.check(number).largest_weight
 
     def used(self, number: int, samples: int) -> None:
         """Count a product."""

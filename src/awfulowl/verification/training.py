@@ -22,6 +22,7 @@ time has moved the weights by (times renewed) x `drift`, relative to their lengt
 """
 
 import copy
+import math
 from collections.abc import Collection, Iterable, Sequence
 from math import prod
 from typing import Final
@@ -194,6 +195,11 @@ class TrainingCheck:
     def drift(self) -> float:
         """How far devices may have moved the weights unseen since secrets were drawn, relative to their length."""
         return self._z * self._left.drift
+
+    @property
+    def largest_weight(self) -> float:
+        """A number that no absolute weight is larger than by now, as far as the images tell."""
+        return math.sqrt(float(self._left.energy.max()))
 
     # States
 
