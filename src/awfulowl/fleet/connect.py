@@ -6,7 +6,6 @@ from pathlib import Path
 import msgspec
 
 from awfulowl.errors import InputError
-from awfulowl.fabric.base import Fabric
 from awfulowl.fabric.identity import Enrolment, Identity
 from awfulowl.fabric.nats import NatsFabric
 from awfulowl.fabric.sealed import SealedFabric
@@ -17,6 +16,23 @@ from awfulowl.placement.ledger import UNKNOWN, Device
 _ENROLMENT_BYTES = 4096
 
 
+class ConnectedFleet(Fleet):
+    """A fleet of machines elsewhere, to which more can be added."""
+
+    sealed: SealedFabric | None = None
+
+    def enrol(self, device: Enrolment | Path, domain: str = UNKNOWN) -> None:
+        """Let one more device take part; whoever runs the broker has to let it in as well.
+
+        Raises:
+            InputError: the enrolment is not usable, or its name is known with another key or in another domain.
+        """
+        enrolled = read_enrolment(device) if isinstance(device, Path) else device
+        if self.sealed is not None:
+            self.sealed.add(enrolled.name, enrolled.seal_public)
+        self.admit(Device(enrolled.name, domain))
+
+
 def connect(
     url: str,
     *,
@@ -25,7 +41,7 @@ def connect(
     domains: Mapping[str, str] | None = None,
     sealed: bool = True,
     policy: Policy | None = None,
-) -> Fleet:
+) -> ConnectedFleet:
     """Join a broker as the owner of these devices.
 
     Args:
@@ -47,10 +63,14 @@ def connect(
     strangers = known.keys() - {device.name for device in enrolled}
     if strangers:
         raise InputError(f"domains name devices that are not enrolled: {', '.join(sorted(strangers))}")
-    fabric: Fabric = NatsFabric(url, keys)
-    if sealed:
-        fabric = SealedFabric(fabric, keys, {device.name: device.seal_public for device in enrolled})
-    return Fleet(fabric, [Device(device.name, known.get(device.name, UNKNOWN)) for device in enrolled], policy=policy)
+    members = [Device(device.name, known.get(device.name, UNKNOWN)) for device in enrolled]
+    open_fabric = NatsFabric(url, keys)
+    if not sealed:
+        return ConnectedFleet(open_fabric, members, policy=policy)
+    fabric = SealedFabric(open_fabric, keys, {device.name: device.seal_public for device in enrolled})
+    fleet = ConnectedFleet(fabric, members, policy=policy)
+    fleet.sealed = fabric
+    return fleet
 
 
 def read_enrolment(path: Path) -> Enrolment:

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from torch import Tensor, nn
 
 from awfulowl.allocator import give_back
-from awfulowl.errors import PlanError, ScatteredError
+from awfulowl.errors import InputError, PlanError, ScatteredError
 from awfulowl.fabric.base import Fabric
 from awfulowl.limits import DEFAULT, Limits
 from awfulowl.owner.checkpoint import Checkpoint, prune_checkpoints
@@ -75,6 +75,27 @@ class Fleet:
             UnavailableError: some are not, after `timeout_s`.
         """
         self._loop.run(self._engine.present([device.name for device in self.devices], timeout_s), timeout_s + 5)
+
+    def admit(self, device: Device) -> None:
+        """Let one more device take part from now on: it may take over blocks of others, also in plans at work.
+
+        It can come later; `wait_for_devices` waits for it too.
+
+        Raises:
+            InputError: the fleet, or a plan at work, knows it in another domain.
+        """
+        known = next((one for one in self.devices if one.name == device.name), device)
+        if known != device:
+            raise InputError(f"device {device.name!r} is of domain {known.domain!r} here, not of {device.domain!r}")
+
+        async def admit() -> None:
+            for deployment, _ in list(self._scattered.values()):
+                deployment.assignment.add(device)
+            self._engine.enrol([device.name])
+
+        self._loop.run(admit())
+        if device not in self.devices:
+            self.devices = (*self.devices, device)
 
     def scatter(
         self,

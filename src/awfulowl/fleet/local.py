@@ -24,12 +24,13 @@ from awfulowl.fleet.fleet import Fleet
 from awfulowl.limits import GIB
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.policy import Policy
-from awfulowl.placement.ledger import Device
+from awfulowl.placement.ledger import UNKNOWN, Device
 from awfulowl.placement.naming import name_devices
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 _STOP_S = 5.0
+_COMES_S = 60.0
 
 
 class Lies(NamedTuple):
@@ -182,6 +183,29 @@ class LocalFleet(Fleet):
         process.enrolment()
         process.tell(Join(self.url))
         self._processes[name] = process
+
+    def start(self, name: str, domain: str = UNKNOWN) -> None:
+        """Start one more device, which may take over blocks of others from now on; returns when it is there.
+
+        Raises:
+            InputError: there is a device of this name.
+            UnavailableError: the process does not start, or does not come.
+        """
+        (device,) = name_devices({name: domain})
+        if name in self._processes:
+            raise InputError(f"there is a device {name!r} already")
+        url, broker = self.url, self._broker
+        process = self._start(name)
+        try:
+            if broker is not None:
+                self._loop.run(broker.enrol(name, process.enrolment().nkey_public))
+            self.admit(device)
+            process.tell(Join(url))
+        except BaseException:
+            process.kill()
+            raise
+        self._processes[name] = process
+        self._loop.run(self._engine.present([name], _COMES_S), _COMES_S + 5)
 
     def corrupt(self, name: str, kind: Kind, size: float | None = None) -> None:
         """Make a device lie from now on, in one of `device.lies.KINDS`; `size` is the relative size of its errors.
