@@ -188,6 +188,8 @@ class TrainedDeployment(Deployment):
         seen = [job.seen for job in taken.jobs if job.seen is not None]
         if len(seen) == len(taken.jobs):
             await self.engine.compute(partial(check.move, taken.rule, seen))
+        for job in taken.jobs:
+            job.seen = None
 
     async def _one_step(self, device: str, number: int, cells: Sequence[int], taken: Taken) -> None:
         try:
