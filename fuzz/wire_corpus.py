@@ -1,13 +1,14 @@
 """The bytes that the fuzzing of the wire starts from: every verb, and every way of being wrong, by name."""
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import torch
 import xxhash
 from torch import Tensor
 
+from awfulowl.arithmetic.descent import Descent
 from awfulowl.arithmetic.packing import pack
 from awfulowl.blocks.kernels import Dense
 from awfulowl.limits import Limits
@@ -27,16 +28,17 @@ from awfulowl.wire.messages import (
     Error,
     Evict,
     Fetch,
+    Freeze,
     Load,
+    Measure,
     OwnerHello,
     Refuse,
     Release,
     Request,
-    Sheet,
     Step,
-    Term,
     verb,
 )
+from awfulowl.wire.parts import Sheet, Term
 from awfulowl.wire.session import DeviceSession, Opened, OwnerSession, Timing
 
 LIMITS = Limits(chunk_bytes=256, max_message_bytes=2**16, max_header_bytes=2**13, max_partial_bytes=2**17)
@@ -81,8 +83,10 @@ def bodies(boot: bytes) -> Iterator[tuple[Body, list[Tensor]]]:
     sheet = Sheet(rows=(ROW,), row_sizes=(2,), slices=(SLICE,), slice_sizes=(3,), kernel=Dense())
     yield Load(sheets=(sheet,)), [x.bfloat16()]
     yield Apply(slices=(SLICE,), terms=(term,)), [x]
-    yield ApplyTransposed(rows=(ROW,), terms=(term,)), [x.half()]
-    yield Step(step=1, terms=(term,), rule="sgd"), [x, x.int()]
+    yield ApplyTransposed(rows=(ROW,), slices=(SLICE,), terms=(term,), job=7), [x[:, :2], x]
+    yield Step(slices=(SLICE,), step=1, jobs=(7, 8), rule=Descent.sgd(0.1, momentum=0.9)), []
+    yield Measure(rows=(ROW,), slices=(SLICE,), jobs=(7, 8)), []
+    yield Freeze(slices=(SLICE,), number=4), []
     yield Fetch(rows=(ROW,), slices=(SLICE,)), []
     yield Commit(rows=(ROW,), slices=(SLICE,)), []
     yield Release(slices=(SLICE,)), []
@@ -92,6 +96,22 @@ def bodies(boot: bytes) -> Iterator[tuple[Body, list[Tensor]]]:
     yield Error(to=3, reason="broken"), []
     yield Evict(slices=(SLICE,), reason="full"), []
     yield Bye(reason="done"), []
+
+
+def of_training() -> Iterator[tuple[str, Body, list[Tensor]]]:
+    """States, and jobs in all their forms, with the names that they are kept under."""
+    term = Term(rows=(ROW,), slices=(SLICE,))
+    sheet = Sheet(rows=(ROW,), row_sizes=(2,), slices=(SLICE,), slice_sizes=(3,), kernel=Dense())
+    x, images = torch.arange(6.0).reshape(2, 3), torch.arange(48.0).reshape(2, 3, 4, 2)
+    yield "load-of-a-state", Load(sheets=(sheet,), parts=3, step=5), [x, x, x]
+    yield "apply-kept", Apply(slices=(SLICE,), terms=(term,), keep=9), [x]
+    asked = ApplyTransposed(rows=(ROW,), slices=(SLICE,), terms=(term,))
+    yield "apply-transposed-without-a-job", asked, [x]
+    yield "apply-transposed-of-kept-inputs", msgspec.structs.replace(asked, job=7, kept=9), [x]
+    yield "job-of-a-convolution", msgspec.structs.replace(asked, terms=(), job=7, space=(4, 2)), [images, images]
+    yield "step-without-jobs", Step(slices=(), step=2**63 - 1, jobs=(), rule=Descent.sgd(0.1)), []
+    yield "fetch-of-a-frozen-state", Fetch(rows=(ROW,), slices=(SLICE,), parts=3, frozen=4), []
+    yield "commit-of-a-state", Commit(rows=(ROW,), slices=(SLICE,), parts=3), []
 
 
 def of_integers() -> Iterator[tuple[str, Body, Sequence[Tensor | Seeded]]]:
@@ -117,14 +137,14 @@ def corpus() -> dict[str, bytes]:
     made["beat-bad-cut"] = made["beat-good-owner"][:-1]
     made["beat-bad-digest"] = made["beat-good-owner"][:-1] + b"?"
     named = [(verb(body).replace(".", "-"), body, tensors) for body, tensors in bodies(ends.device.boot)]
-    for name, body, tensors in (*named, *of_integers()):
+    for name, body, tensors in (*named, *of_training(), *of_integers()):
         session = ends.device.boot if isinstance(body, DeviceHello) else ends.handle
         pieces = encode(session, int(isinstance(body, Request)), body, tensors, LIMITS)
         made[f"message-good-{name}"] = b"".join(pieces)
         made[f"frame-good-{name}"] = next(frames(pieces, 1, 1024))
     made["frame-good-of-another-session"] = next(frames(encode(OTHER, 0, Bye(reason=""), (), LIMITS), 2, 1024))
     made["frame-good-first-of-several"] = next(frames([made["message-good-answer"]], 3, 192))
-    made |= {f"message-bad-{name}": data for name, data in (*bad_messages(), *bad_integers())}
+    made |= {f"message-bad-{name}": data for name, data in (*bad_messages(), *bad_training(), *bad_integers())}
     return made | {f"frame-bad-{name}": data for name, data in bad_frames(made["message-good-answer"])}
 
 
@@ -196,6 +216,46 @@ def bad_messages() -> Iterator[tuple[str, bytes]]:
     yield "tensor-beside-bye", packed(fields(body={"verb": "bye", "reason": ""}, tensors=[["uint8", [0]]]), bytes(40))
 
 
+def bad_training() -> Iterator[tuple[str, bytes]]:
+    """One message for each way of being wrong about training."""
+    rule = {"type": "descent", **dict.fromkeys(Descent.__struct_fields__, 0.5)}
+    step = {"verb": "step", "slices": [SLICE], "step": 1, "jobs": [7], "rule": rule}
+    asked = {"verb": "apply_transposed", "rows": [ROW], "slices": [SLICE], "terms": []}
+
+    def request(body: Mapping[str, object], *tensors: object) -> bytes:
+        header = fields(id=1, body=body, tensors=tensors)
+        return padded(header) if tensors else packed(header)
+
+    def gradients(*shape: int, dtype: str = "float32") -> list[object]:
+        return [dtype, [0, *shape]]
+
+    yield "step-with-a-tensor", request(step, gradients(2))
+    yield "step-by-another-rule", request({**step, "rule": "sgd"})
+    yield "step-by-five-numbers", request({**step, "rule": {key: rule[key] for key in [*rule][:-1]}})
+    yield "step-by-seven-numbers", request({**step, "rule": {**rule, "more": 0.5}})
+    yield "step-of-2-63", request({**step, "step": 2**63})
+    yield "job-of-less-than-nothing", request({**step, "jobs": [-1]})
+    huge = b"\xa4jobs\xdd\xff\xff\xff\xff"
+    yield "jobs-2-32", packed(msgspec.msgpack.encode(fields(id=1, body=step)).replace(b"\xa4jobs\x91", huge))
+    yield "transposed-without-gradients", request(asked)
+    yield "transposed-of-half-precision", request(asked, gradients(2, dtype="float16"))
+    yield "transposed-of-a-line", request(asked, ["float32", [0]])
+    yield "job-without-inputs", request({**asked, "job": 7}, gradients(2))
+    yield "job-of-several-batches", request({**asked, "job": 7}, gradients(2), ["float32", [1, 0]])
+    yield "kept-inputs-and-others", request({**asked, "job": 7, "kept": 9}, gradients(2), gradients(3))
+    yield "space-of-nothing", request({**asked, "space": [0]}, gradients(2, 0))
+    yield "space-of-2-63", request({**asked, "space": [2**63 - 1]}, gradients(2, 0))
+    yield "transposed-rows-twice", request({**asked, "rows": [ROW, ROW]}, gradients(2))
+    yield "load-of-no-parts", request({"verb": "load", "sheets": [], "parts": 0})
+    yield "load-of-four-parts", request({"verb": "load", "sheets": [], "parts": 4})
+    yield "fetch-of-four-parts", request({"verb": "fetch", "rows": [ROW], "slices": [SLICE], "parts": 4})
+    yield "freeze-under-less-than-nothing", request({"verb": "freeze", "slices": [SLICE], "number": -1})
+    yield (
+        "measure-with-a-tensor",
+        request({"verb": "measure", "rows": [ROW], "slices": [SLICE], "jobs": []}, gradients(2)),
+    )
+
+
 def bad_integers() -> Iterator[tuple[str, bytes]]:
     """One message for each way of being wrong about integers and seeds."""
 
@@ -211,7 +271,13 @@ def bad_integers() -> Iterator[tuple[str, bytes]]:
     term = {"rows": [ROW], "slices": [SLICE]}
     yield (
         "seed-in-an-apply-transposed",
-        packed(fields(id=1, body={"verb": "apply_transposed", "rows": [ROW], "terms": [term]}, tensors=[seeded(2, 3)])),
+        packed(
+            fields(
+                id=1,
+                body={"verb": "apply_transposed", "rows": [ROW], "slices": [SLICE], "terms": [term]},
+                tensors=[seeded(2, 3)],
+            )
+        ),
     )
     yield "seed-beyond-the-limit", packed(apply(seeded(2, 2**13 + 1)))
     yield "seeds-beyond-the-limit", packed(apply(*[seeded(2, 2**12)] * 2, seeded(2, 1)))

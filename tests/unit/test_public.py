@@ -12,7 +12,7 @@ from awfulowl.fleet.fleet import Fleet
 
 
 def test_public_names() -> None:
-    assert owl.__all__ == ["__version__", "connect", "local_fleet", "plan"]
+    assert owl.__all__ == ["__version__", "connect", "local_fleet", "plan", "read_checkpoint"]
     assert set(owl.__all__) <= set(dir(owl))
     with pytest.raises(AttributeError, match="no attribute 'scatter'"):
         owl.scatter  # noqa: B018

@@ -12,6 +12,7 @@ products use the first 24. Without it updates below half a unit in the last plac
 1e-7, would vanish (Kahan 1965; the sum is Knuth's, exact whatever is larger: TAOCP 2, 4.2.2, theorem B).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final, Self
 
@@ -36,6 +37,10 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
     weight_momentum: float
     weight_gradient: float
 
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, msgspec.structs.astuple(self))):
+            raise InputError(f"{self} is no step: its numbers are not finite")
+
     @classmethod
     def sgd(
         cls,
@@ -48,6 +53,7 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
         decoupled: bool = False,
         scale: float = 1.0,
         first: bool = False,
+        kept: bool = False,
     ) -> Self:
         """Return one step of `torch.optim.SGD`.
 
@@ -61,12 +67,16 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
                 (Loshchilov and Hutter 2019).
             scale: what gradients are multiplied with, as when they are clipped.
             first: whether the momentum begins: PyTorch does not dampen then.
+            kept: whether, without momentum, one of earlier steps stays as it is, for later ones.
+
+        Raises:
+            InputError: a number is not finite, or too large for float32.
         """
         coupled = 0.0 if decoupled else weight_decay
         enters = 1.0 if first else 1.0 - dampening
         alone = -lr * weight_decay if decoupled else 0.0
         if momentum == 0.0:
-            numbers = (0.0, 0.0, 0.0, alone - lr * coupled, 0.0, -lr * scale)
+            numbers = (float(kept), 0.0, 0.0, alone - lr * coupled, 0.0, -lr * scale)
         elif nesterov:
             numbers = (
                 momentum,
@@ -78,10 +88,8 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
             )
         else:
             numbers = (momentum, enters * coupled, enters * scale, alone, -lr, 0.0)
-        rounded = [float(np.float32(number)) for number in numbers]
-        if not all(np.isfinite(rounded)):
-            raise InputError(f"a step of lr={lr}, momentum={momentum}, weight_decay={weight_decay} is not finite")
-        return cls(*rounded)
+        with np.errstate(over="ignore"):
+            return cls(*(float(np.float32(number)) for number in numbers))
 
     @property
     def has_momentum(self) -> bool:

@@ -86,7 +86,7 @@ def backward(kernel: Kernel, weight: Tensor, dy: Tensor, space: tuple[int, ...] 
     if isinstance(kernel, Dense):
         return dy @ weight
     shape = (dy.shape[0], weight.shape[1] * groups, *space)
-    return _differentiate(kernel, dy, dy.new_empty(1).expand(shape), weight, groups)[0]
+    return _differentiate(kernel, dy, dy.new_empty(1).expand(shape), weight, groups, (True, False))[0]
 
 
 def gradient(kernel: Kernel, size: tuple[int, ...], x: Tensor, dy: Tensor, groups: int = 1) -> Tensor:
@@ -102,12 +102,13 @@ def gradient(kernel: Kernel, size: tuple[int, ...], x: Tensor, dy: Tensor, group
     if isinstance(kernel, Dense):
         return dy.T @ x
     shape = (dy.shape[1], x.shape[1] // groups, *size)
-    return _differentiate(kernel, dy, x, dy.new_empty(1).expand(shape), groups)[1]
+    return _differentiate(kernel, dy, x, dy.new_empty(1).expand(shape), groups, (False, True))[1]
 
 
-def _differentiate(kernel: Convolution, dy: Tensor, x: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Return dx and dW of a convolution; the one whose operand is an expanded number is asked for."""
-    wanted = [x.stride() == (0,) * x.dim(), weight.stride() == (0,) * weight.dim(), False]
+def _differentiate(
+    kernel: Convolution, dy: Tensor, x: Tensor, weight: Tensor, groups: int, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    """Return dx and dW of a convolution, those that are wanted; of the other's operand only the shape is looked at."""
     grads = torch.ops.aten.convolution_backward(
         dy,
         x,
@@ -119,6 +120,6 @@ def _differentiate(kernel: Convolution, dy: Tensor, x: Tensor, weight: Tensor, g
         False,  # noqa: FBT003  not a transposed convolution; the operator takes no names
         [0] * len(kernel.stride),
         groups,
-        wanted,
+        [*wanted, False],
     )
     return grads[0], grads[1]

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from awfulowl.arithmetic.descent import descend
 from awfulowl.blocks.grid import Span
-from awfulowl.blocks.kernels import Dense, backward, gradient
+from awfulowl.blocks.kernels import Dense, backward, gradient, output_shape
 from awfulowl.device.sheets import Held, spans
 from awfulowl.device.store import Store
 from awfulowl.errors import InputError, LimitError, RefusedError
 from awfulowl.limits import Limits
-from awfulowl.wire.messages import Apply, ApplyTransposed, Measure, Step, Term
+from awfulowl.wire.messages import Apply, ApplyTransposed, Measure, Step
+from awfulowl.wire.parts import Term
 
 _GRADIENT: Final = 1 << 20
 """Numbers of a gradient at a time: 4 MiB, enough for a fast product and not much more than a cache."""
@@ -80,9 +81,15 @@ class Learner:
 
     def keep(self, request: Apply, x: Tensor) -> None:
         """Keep the inputs of a product as far as there is room; who misses them sends them again."""
-        if x.nbytes > self._limits.activation_bytes:
+        slices = self._store.slices(request.slices)
+        if 4 * x.numel() > self._limits.activation_bytes:
             return
-        self._kept[request.keep] = _Inputs(x, self._store.slices(request.slices))
+        self._kept[request.keep] = _Inputs(x.to(self._store.accelerator, torch.float32), slices)
+        self._kept.move_to_end(request.keep)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Forget kept inputs, the oldest first."""
         while self.held_bytes > self._limits.activation_bytes and self._kept:
             self._kept.popitem(last=False)
 
@@ -95,8 +102,8 @@ class Learner:
         """
         dy = tensors[0].to(self._store.accelerator)
         rows = self._rows(request, dy)
-        if request.job:
-            self._note(request, _Job(self._inputs(request, tensors), dy, rows))
+        self._check_space(request, dy)
+        job = _Job(self._inputs(request, tensors), dy, rows) if request.job else None
         total = (
             4
             * dy.shape[0]
@@ -106,9 +113,22 @@ class Learner:
         if total > self._limits.max_message_bytes:
             raise LimitError(f"apply_transposed: an answer of {total} bytes is over {self._limits.max_message_bytes}")
         try:
-            return [self._transposed(term, request, dy, rows).cpu() for term in request.terms]
+            found = [self._transposed(term, request, dy, rows).cpu() for term in request.terms]
         except (InputError, RuntimeError) as error:  # the latter is PyTorch's word for shapes that do not fit
             raise RefusedError(f"apply_transposed: the gradients do not fit: {type(error).__name__}") from error
+        if job is not None:
+            self._note(request, job)
+        return found
+
+    def _check_space(self, request: ApplyTransposed, dy: Tensor) -> None:
+        """Refuse gradients of another space than that of products of the inputs."""
+        named = (*request.slices, *(handle for term in request.terms for handle in term.slices))
+        for sheet in self._store.sheets(named):
+            size = tuple(sheet.weights.planes.shape[3:])
+            inputs = torch.Size((len(dy), 1, *request.space))
+            fits = len(size) == len(request.space)
+            if not fits or tuple(dy.shape[2:]) != output_shape(sheet.kernel, 1, size, inputs)[2:]:
+                raise RefusedError(f"apply_transposed: gradients of {tuple(dy.shape)} for inputs of {request.space}")
 
     def _rows(self, request: ApplyTransposed, dy: Tensor) -> dict[bytes, Span]:
         """Return where each row lies in dy."""
@@ -130,7 +150,12 @@ class Learner:
         slices = self._store.slices(request.slices)
         if request.kept:
             kept = self._kept.get(request.kept)
-            if kept is None or not slices.keys() <= kept.slices.keys() or len(kept.x) != len(tensors[0]):
+            if (
+                kept is None
+                or not slices.keys() <= kept.slices.keys()
+                or len(kept.x) != len(tensors[0])
+                or kept.x.shape[2:] != request.space
+            ):
                 raise RefusedError("apply_transposed: inputs are named that are not kept here")
             return kept
         x = tensors[1].to(self._store.accelerator)
@@ -144,6 +169,7 @@ class Learner:
         if any(wanted <= part.inputs.slices.keys() and part.rows.keys() >= job.rows.keys() for part in parts):
             return
         parts.append(job)
+        self._make_room()
         if self.held_bytes > self._limits.activation_bytes:
             parts.pop()
             raise LimitError(f"no room: inputs and gradients are over {self._limits.activation_bytes} bytes")
@@ -151,15 +177,15 @@ class Learner:
     def _transposed(self, term: Term, request: ApplyTransposed, dy: Tensor, rows: dict[bytes, Span]) -> Tensor:
         targets = self._store.slices(term.slices)
         dx = dy.new_zeros((len(dy), targets[term.slices[-1]].stop, *request.space))
-        whole = dx.shape[1]
-        for one in self._products(term, rows, targets):
+        products = list(self._products(term, rows, targets))
+        for one in products:
             weight = one.sheet.part(one.rows, one.slices).planes[0]
             source = dy[:, one.source.start : one.source.stop]
             if isinstance(one.sheet.kernel, Dense):
                 part = self._store.dense.transposed(source, weight)
             else:
                 part = backward(one.sheet.kernel, weight, source, request.space, one.sheet.groups)
-            if one.target.size == whole and len(term.rows) == len(one.sheet.rows):
+            if len(products) == 1:
                 return part
             dx[:, one.target.start : one.target.stop] += part
         return dx
@@ -189,6 +215,8 @@ class Learner:
             LimitError: there is no room for what is kept beside the weights; nothing moved.
         """
         sheets = self._store.sheets(request.slices)
+        if any(not sheet.weights.planes.is_floating_point() for sheet in sheets):
+            raise RefusedError("step: blocks of integers are not trained")
         todo = [sheet for sheet in sheets if sheet.state.step != request.step]
         if any(sheet.state.step + 1 != request.step for sheet in todo):
             raise RefusedError("step: the blocks are at another step")
@@ -204,8 +232,10 @@ class Learner:
                 if self.tamper is not None:
                     self.tamper(hash((id(sheet), rows.start)), part)
                 descend(request.rule, [one[rows] for one in state[: wanted + 1]], part)
+            del sheet.state.parts[wanted:]
             sheet.state.step = request.step
-        self._forget(request.slices)
+        if todo:
+            self.forget(request.slices)
 
     def measure(self, request: Measure) -> Tensor:
         """Return the sum of the squares of a gradient, as 1 float64.
@@ -214,12 +244,19 @@ class Learner:
             RefusedError: a block or a job is not here.
         """
         total = torch.zeros(1, dtype=torch.float64)
-        rows = set(request.rows)
-        for sheet in self._store.sheets(request.slices):
-            if not rows.issuperset(sheet.rows):
-                continue
+        wanted: dict[int, tuple[Held, set[bytes], dict[bytes, None]]] = {}
+        for handle in request.slices:
+            for sheet, first, last in self._store.runs(request.rows, handle):
+                _, rows, slices = wanted.setdefault(id(sheet), (sheet, set(), {}))
+                rows |= {row for row, _ in _run(sheet, first, last)}
+                slices[handle] = None
+        for sheet, rows, slices in wanted.values():
+            if rows != sheet.rows.keys():
+                raise RefusedError("measure: some rows of a sheet are named, and others are not")
             for _, part in self._gradients(sheet, request.jobs)():
-                total += part.double().square().sum().cpu()
+                for span in (sheet.slices[handle] for handle in slices):
+                    own = part[:, span.start // sheet.groups : span.stop // sheet.groups]
+                    total += own.double().square().sum().cpu()
         return total
 
     def _gradients(self, sheet: Held, numbers: Sequence[int]) -> Callable[[], Iterator[tuple[slice, Tensor]]]:
@@ -240,7 +277,7 @@ class Learner:
             pairs = [(x.T.contiguous(), dy.T.contiguous()) for x, dy in operands]
             for start in range(0, outputs, height):
                 rows = slice(start, min(start + height, outputs))
-                parts = [self._store.dense.multiply(dy[rows], x) for x, dy in pairs]
+                parts = [self._store.dense.multiply(dy[rows], x) for x, dy in pairs if x.shape[1]]
                 total = parts[0] if parts else weight.new_zeros(rows.stop - rows.start, inputs)
                 for part in parts[1:]:
                     total += part
@@ -263,7 +300,8 @@ class Learner:
                 return _side_by_side(job.inputs.x, job.inputs.slices, slices), _side_by_side(job.dy, job.rows, rows)
         raise RefusedError("step: a job is named that is not here")
 
-    def _forget(self, slices: Sequence[bytes]) -> None:
+    def forget(self, slices: Sequence[bytes]) -> None:
+        """Forget jobs and kept inputs of some slices."""
         gone = set(slices)
         for number in [number for number, kept in self._kept.items() if not gone.isdisjoint(kept.slices)]:
             del self._kept[number]
@@ -275,13 +313,18 @@ class Learner:
                 del self._jobs[number]
 
 
+def _run(sheet: Held, first: bytes, last: bytes) -> list[tuple[bytes, Span]]:
+    """Return the rows of a sheet from one to another, and where they lie."""
+    start, stop = sheet.rows[first].start, sheet.rows[last].stop
+    return [(row, span) for row, span in sheet.rows.items() if start <= span.start < stop]
+
+
 def _lying(rows: dict[bytes, Span], sheet: Held, first: bytes, last: bytes) -> Span:
-    """Return where a run of a sheet's rows lies in dy; it has to lie in one piece there as well."""
-    size = sheet.rows[last].stop - sheet.rows[first].start
-    source = Span(rows[first].start, rows[last].stop)
-    if source.size != size:
+    """Return where a run of a sheet's rows lies in dy; they have to lie there in the same order."""
+    offset = rows[first].start - sheet.rows[first].start
+    if any(rows[row].start - span.start != offset for row, span in _run(sheet, first, last)):
         raise RefusedError("apply_transposed: rows come in another order than they are held")
-    return source
+    return Span(rows[first].start, rows[last].stop)
 
 
 def _neighbours(left: _Product, right: _Product) -> bool:

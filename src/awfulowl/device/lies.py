@@ -135,7 +135,7 @@ class Misstep:
             self._last[block] = gradient.clone()
         if float(torch.rand((), generator=self._generator)) >= self._probability:
             return
-        self.told += 1
+        self.told += self._kind != "stale" or last is not None
         if self._kind == "skipped":
             gradient.zero_()
         elif self._kind == "doubled":

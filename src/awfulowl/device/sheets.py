@@ -44,7 +44,13 @@ class Held:
     @property
     def nbytes(self) -> int:
         """Bytes that the sheet takes."""
-        return self.weights.planes.nbytes + sum(part.nbytes for part in (*self.state.parts, *self.state.frozen))
+        own = self.weights.planes.nbytes + sum(part.nbytes for part in self.state.parts)
+        return own + self.frozen_nbytes
+
+    @property
+    def frozen_nbytes(self) -> int:
+        """Bytes of the frozen copies."""
+        return sum(part.nbytes for part in self.state.frozen)
 
     def part(self, rows: Span, inputs: Span) -> Weights:
         """Return the weights of a sub-rectangle, as a view."""

@@ -18,7 +18,8 @@ from awfulowl.device import dense
 from awfulowl.device.sheets import Held, State, spans
 from awfulowl.errors import InputError, LimitError, RefusedError
 from awfulowl.limits import Limits
-from awfulowl.wire.messages import Apply, Load, Sheet, Term
+from awfulowl.wire.messages import Apply, Load
+from awfulowl.wire.parts import Sheet, Term
 
 _REMEMBERED_RECIPES: Final = 1024
 
@@ -271,7 +272,7 @@ class Store:
         if any(not sheet.weights.planes.is_floating_point() for sheet in sheets):
             raise RefusedError("freeze: blocks of integers do not change")
         if number:
-            self.check_room(sum(sheet.nbytes for sheet in sheets if not sheet.state.frozen))
+            self.check_room(sum(sheet.nbytes - 2 * sheet.frozen_nbytes for sheet in sheets))
         for sheet in sheets:
             sheet.freeze(number)
 
@@ -350,8 +351,10 @@ class Store:
                 across, down = sheet.slices[handle], Span(sheet.rows[first].start, sheet.rows[last].stop)
                 if sheet.weights.planes.is_floating_point():
                     pieces.append(sheet.cut(sheet.whole(part, frozen), down, across))
-                else:
-                    pieces.append(self._backend.restore(sheet.part(down, across).planes))
+                    continue
+                if part:
+                    raise RefusedError("fetch: blocks of integers have no other parts")
+                pieces.append(self._backend.restore(sheet.part(down, across).planes))
             columns.append(torch.cat(pieces))
         return torch.cat(columns, dim=1)
 

@@ -205,6 +205,7 @@ class Worker:
                     self._store.freeze(slices, number)
                 case verbs.Release(slices=slices):
                     self._store.release(slices)
+                    self.learner.forget(slices)
                 case body:
                     return self._answer(request.id, body, request.tensors)
             return []

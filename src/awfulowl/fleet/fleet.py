@@ -24,7 +24,7 @@ from awfulowl.owner.loading import Progress
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.math_threads import single_threaded
 from awfulowl.owner.modules import scatter
-from awfulowl.owner.optimizer import FleetSGD, places, trainable
+from awfulowl.owner.optimizer import Course, FleetSGD, places, trainable
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.pipeline import pipelined
 from awfulowl.owner.policy import Policy
@@ -189,12 +189,9 @@ class Fleet:
             ScatteredError: the model was not scattered by this fleet, or not for training.
             InputError: an option cannot be had, or parameters that are trained together are in different groups.
         """
-        deployment, parts = self._scattering(scattered)
-        if not isinstance(deployment, TrainedDeployment):
-            raise ScatteredError("this model was scattered to be served: scatter it with train=True")
-        return FleetSGD(
-            scattered, deployment, places(scattered, deployment, parts), self._loop, params, lr=lr, **options
-        )
+        deployment, parts = self._training(scattered)
+        course = Course(scattered, deployment, places(scattered, deployment, parts), self._loop)
+        return FleetSGD(course, params, lr=lr, **options)
 
     def pipeline(
         self, scattered: nn.Module, loss: Callable[[T], Tensor], batches: Sequence[T], *, threads: int = 4

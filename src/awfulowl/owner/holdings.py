@@ -17,7 +17,8 @@ from awfulowl.placement.assignment import Assignment
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.plan import weights as weights_in
 from awfulowl.veil.shares import sharing_of
-from awfulowl.wire.messages import Load, Sheet
+from awfulowl.wire.messages import Load
+from awfulowl.wire.parts import Sheet
 
 _LOADS_AT_ONCE: Final = 2
 """Of all devices together: each takes a copy of its sheet, and the owner's memory is to stay near the model's."""

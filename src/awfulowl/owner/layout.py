@@ -12,7 +12,8 @@ from awfulowl.blocks.grid import Grid, Span
 from awfulowl.blocks.kernels import output_shape
 from awfulowl.placement.plan import Panel
 from awfulowl.veil.base import Sharing
-from awfulowl.wire.messages import Apply, Term
+from awfulowl.wire.messages import Apply
+from awfulowl.wire.parts import Term
 
 _REMEMBERED: Final = 1024
 

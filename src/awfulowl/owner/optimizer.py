@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +24,15 @@ from awfulowl.placement.survey import Part, product_name
 _OPTIONS: Final = frozenset({"momentum", "dampening", "weight_decay", "nesterov", "maximize", "decoupled_weight_decay"})
 
 
+class Course(NamedTuple):
+    """What an optimizer moves: a model, where it is, and the panels that each of its scattered parameters is in."""
+
+    scattered: nn.Module
+    deployment: TrainedDeployment
+    panels: Mapping[ScatteredWeight, Sequence[int]]
+    loop: LoopThread
+
+
 class FleetSGD(torch.optim.SGD):
     """`torch.optim.SGD` whose scattered parameters move at the devices that hold them.
 
@@ -33,10 +42,7 @@ class FleetSGD(torch.optim.SGD):
 
     def __init__(
         self,
-        scattered: nn.Module,
-        training: TrainedDeployment,
-        panels: Mapping[ScatteredWeight, Sequence[int]],
-        loop: LoopThread,
+        course: Course,
         params: Iterable[nn.Parameter] | Iterable[Mapping[str, Any]] | None,
         *,
         lr: float,
@@ -46,11 +52,12 @@ class FleetSGD(torch.optim.SGD):
         unknown = sorted(options.keys() - _OPTIONS)
         if unknown:
             raise InputError(f"{', '.join(unknown)}: no options here; there are lr, {', '.join(sorted(_OPTIONS))}")
-        chosen: Any = [one for one in scattered.parameters() if one.requires_grad] if params is None else params
-        self._scattered = scattered
-        self._training = training
-        self._panels = panels
-        self._loop = loop
+        own = [one for one in course.scattered.parameters() if one.requires_grad]
+        chosen: Any = own if params is None else params
+        self._scattered = course.scattered
+        self._training = course.deployment
+        self._panels = course.panels
+        self._loop = course.loop
         self._scale = 1.0
         self.steps = 0
         """Steps taken, those before a checkpoint included."""
@@ -175,6 +182,7 @@ class FleetSGD(torch.optim.SGD):
             decoupled=group["decoupled_weight_decay"],
             scale=-self._scale if group["maximize"] else self._scale,
             first=not self._training.histories[number].has_momentum,
+            kept=self._training.histories[number].has_momentum,
         )
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from awfulowl.blocks.grid import take
 from awfulowl.owner.layout import Layouts, Sum
-from awfulowl.wire.messages import ApplyTransposed, Term
+from awfulowl.wire.messages import ApplyTransposed
+from awfulowl.wire.parts import Term
 
 
 class TransposedLayout(NamedTuple):

@@ -36,17 +36,8 @@ from awfulowl.errors import InputError, LimitError, ProtocolError
 from awfulowl.limits import Limits
 from awfulowl.randomness import Seeded
 from awfulowl.wire.buffers import ALIGNMENT
-from awfulowl.wire.messages import (
-    PROTOCOL,
-    Body,
-    Dtype,
-    Header,
-    Request,
-    TensorHeader,
-    check_version,
-    handle_count,
-    verb,
-)
+from awfulowl.wire.messages import PROTOCOL, Body, Header, Request, check_version, handle_count, verb
+from awfulowl.wire.parts import Dtype, TensorHeader
 from awfulowl.wire.text import plain
 
 if sys.byteorder != "little":

@@ -11,49 +11,24 @@ whether the blocks it names are held is for the device to say.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final
 
 import msgspec
 from msgspec import Meta
 
 from awfulowl.arithmetic.descent import Descent
 from awfulowl.arithmetic.packing import PARTS
-from awfulowl.blocks.kernels import Convolution, Dense, Kernel
 from awfulowl.errors import VersionError
+from awfulowl.wire.parts import Handle, Natural, Sheet, Size, TensorHeader, Term, distinct
 
 PROTOCOL: Final = 3
 TEXT_CHARS: Final = 1024
 STATE_PARTS: Final = 3
 """Tensors that a block under training consists of."""
-MOST: Final = 2**31 - 1
 
-Handle = Annotated[bytes, Meta(min_length=16, max_length=16)]
-Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Size = Annotated[int, Meta(ge=1, le=MOST)]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
 Text = Annotated[str, Meta(max_length=TEXT_CHARS)]
 Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
-Seed = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Dtype = Literal["float32", "float16", "bfloat16", "float64", "int8", "int16", "int32", "int64", "uint8"]
-
-
-class TensorHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """Type and shape of one tensor; its bytes follow the header, little-endian, in order.
-
-    With a `seed` no bytes follow: the tensor is the keystream of AES-256 in counter mode under that key.
-    """
-
-    dtype: Dtype
-    shape: tuple[Natural, ...]
-    seed: Seed | None = None
-
-    def __repr__(self) -> str:
-        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
-        return f"TensorHeader({shown})"
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        """Show to `rich` what `repr` shows: no seed."""
-        return [("dtype", self.dtype), ("shape", self.shape), ("seeded", self.seed is not None)]
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="verb"):
@@ -100,37 +75,6 @@ class OwnerHello(_Body, frozen=True, tag="hello.owner"):
     credit_bytes: Natural
 
 
-class Sheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A full rectangle of blocks: its tensor is (sum of row sizes, sum of slice sizes / groups, *size)."""
-
-    rows: tuple[Handle, ...]
-    row_sizes: tuple[Size, ...]
-    slices: tuple[Handle, ...]
-    slice_sizes: tuple[Size, ...]
-    kernel: Dense | Convolution
-    groups: Size = 1
-
-    def fault(self, tensor: TensorHeader) -> str | None:
-        """Say what is wrong with this sheet and its tensor, or return None."""
-        if not self.rows or not self.slices:
-            return "a sheet has no rows or no slices"
-        if len(self.rows) != len(self.row_sizes) or len(self.slices) != len(self.slice_sizes):
-            return "a sheet has not one size for each handle"
-        if not _distinct(self.rows) or not _distinct(self.slices):
-            return "a sheet names a handle twice"
-        if not _fits_torch(self.kernel):
-            return f"a sheet's kernel has a stride, padding or dilation over {MOST}"
-        outputs, inputs, axes = sum(self.row_sizes), sum(self.slice_sizes), _axes(self.kernel)
-        fits = (
-            len(tensor.shape) == 2 + axes
-            and tensor.shape[0] == outputs
-            and tensor.shape[1] * self.groups == inputs
-            and (axes > 0 or self.groups == 1)
-            and all(tensor.shape[2:])
-        )
-        return None if fits else f"a sheet of {outputs} x {inputs} comes with a tensor of shape {tensor.shape}"
-
-
 class Load(_Request, frozen=True, tag="load"):
     """Hold these blocks; `parts` tensors for each sheet. Answered without tensors.
 
@@ -149,13 +93,6 @@ class Load(_Request, frozen=True, tag="load"):
             return f"has {len(self.sheets)} sheets of {self.parts} parts but {len(tensors)} tensors"
         sheets = [sheet for sheet in self.sheets for _ in range(self.parts)]
         return next(filter(None, map(Sheet.fault, sheets, tensors)), None)
-
-
-class Term(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One sum: for each of `rows`, the blocks at `slices` times their inputs, added up at the device."""
-
-    rows: tuple[Handle, ...]
-    slices: tuple[Handle, ...]
 
 
 class Apply(_Request, frozen=True, tag="apply"):
@@ -213,7 +150,7 @@ class ApplyTransposed(_Request, frozen=True, tag="apply_transposed"):
             return f"takes float32 of {2 + len(self.space)} dimensions"
         if tensors[0].shape[0] != tensors[-1].shape[0]:
             return "has gradients and inputs of different batches"
-        if not _distinct(self.slices):
+        if not distinct(self.slices):
             return "names a handle twice"
         return _terms_fault(self.rows, [term.rows for term in self.terms])
 
@@ -382,21 +319,6 @@ def handle_count(value: object) -> int:
 def verb(body: Body) -> str:
     """Return the name that a body bears on the wire."""
     return str(body.__struct_config__.tag)
-
-
-def _distinct(handles: tuple[Handle, ...]) -> bool:
-    return len(set(handles)) == len(handles)
-
-
-def _axes(kernel: Kernel) -> int:
-    return len(kernel.stride) if isinstance(kernel, Convolution) else 0
-
-
-def _fits_torch(kernel: Kernel) -> bool:
-    """Whether every number of a kernel is one that torch can take; that they make sense the kernel itself checks."""
-    if isinstance(kernel, Dense):
-        return True
-    return max(*kernel.stride, *kernel.padding, *kernel.dilation) <= MOST
 
 
 def _beside(tensor: TensorHeader) -> tuple[object, ...]:

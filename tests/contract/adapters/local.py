@@ -46,4 +46,4 @@ def scatter_locally(model: nn.Module, *, unfold: bool = False, train: bool = Fal
         made = target.products(unfold=unfold)
         multiply = {each.name: multiply_locally(target.name, each, calls) for each in made}
         replacements[target.module] = target.replace(multiply, unfold=unfold, train=train)
-    return Scattered(substitute(model, replacements, freeze=not train), calls)
+    return Scattered(substitute(model, replacements, tensors="same" if train else "frozen"), calls)

@@ -5,7 +5,7 @@ import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -99,9 +99,9 @@ def test_the_structure_is_the_same(network: Network) -> None:
     assert not network.training
 
 
-@pytest.mark.parametrize("freeze", [True, False])
-def test_no_number_is_copied(network: Network, freeze: bool) -> None:
-    copied: Any = substitute(network, {}, freeze=freeze)
+@pytest.mark.parametrize("tensors", ["frozen", "same"])
+def test_no_number_is_copied(network: Network, tensors: Literal["frozen", "same"]) -> None:
+    copied: Any = substitute(network, {}, tensors=tensors)
     assert pointers(copied) == pointers(network)
     assert copied.scratch.data_ptr() == network.scratch.data_ptr()
     assert copied.settings.table.data_ptr() == network.settings.table.data_ptr()
@@ -126,11 +126,35 @@ def test_frozen_parameters_are_aliases(network: Network) -> None:
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
-def test_otherwise_they_are_the_same_objects(network: Network) -> None:
+def test_parameters_may_be_the_same_objects(network: Network) -> None:
     copied: Any = substitute(network, {}, tensors="same")
     for name, parameter in copied.named_parameters():
         assert parameter is network.get_parameter(name)
     assert all(mine is other for mine, other in zip(copied.buffers(), network.buffers(), strict=True))
+
+
+def test_parameters_may_be_copies_of_their_own(network: Network) -> None:
+    network.embedding.weight.requires_grad = False
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    copied: Any = substitute(network, {}, tensors="own")
+    assert not set(pointers(copied).values()) & set(pointers(network).values())
+    assert copied.scratch.data_ptr() != network.scratch.data_ptr()
+    assert copied.settings.table.data_ptr() != network.settings.table.data_ptr()
+    assert copied.constants["deep"][0][0].data_ptr() != network.constants["deep"][0][0].data_ptr()
+    for name, parameter in copied.named_parameters():
+        assert isinstance(parameter, nn.Parameter)
+        assert parameter.requires_grad == network.get_parameter(name).requires_grad
+        assert torch.equal(parameter, network.get_parameter(name))
+    with torch.no_grad():
+        for value in copied.state_dict().values():
+            value.add_(1)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_what_is_tied_stays_tied_among_copies(network: Network) -> None:
+    copied: Any = substitute(network, {}, tensors="own")
+    assert copied.head.weight is copied.embedding.weight
+    assert copied.again is copied.body[0] is copied.unregistered[0]
 
 
 def test_the_original_is_untouched(network: Network) -> None:
@@ -266,7 +290,9 @@ def test_attributes_of_a_replaced_module_follow() -> None:
 
 
 def test_any_module_can_replace_any_other(network: Network) -> None:
-    copied: Any = substitute(network, {network.body[0]: nn.Identity(), network.body[1]: network.body[1]}, tensors="frozen")
+    copied: Any = substitute(
+        network, {network.body[0]: nn.Identity(), network.body[1]: network.body[1]}, tensors="frozen"
+    )
     assert isinstance(copied.again, nn.Identity)
     assert copied.body[1] is network.body[1]
 

@@ -9,10 +9,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from awfulowl.device import dense
-from awfulowl.device.dense import Multiply, fastest, is_right, onednn, plain
+from awfulowl.device.dense import (
+    PLAIN,
+    Multiply,
+    Products,
+    fastest,
+    is_right,
+    onednn,
+    onednn_transposed,
+    plain,
+    plain_transposed,
+)
 from awfulowl.verification.rounding import variance
 
 CANDIDATES = [plain, onednn]
+ONEDNN = Products(onednn, onednn_transposed)
 
 needs_onednn = pytest.mark.skipif(not dense.is_right(onednn), reason="this PyTorch has no oneDNN")
 
@@ -37,10 +48,28 @@ def test_every_product_is_that_of_float32(multiply: Multiply, batch: int, inputs
 
 
 @needs_onednn
+@pytest.mark.parametrize("transposed", [plain_transposed, onednn_transposed])
+@settings(max_examples=60, deadline=None)
+@given(batch=st.integers(0, 9), inputs=st.integers(1, 40), outputs=st.integers(1, 40), seed=st.integers(0, 99))
+def test_every_transposed_product_is_that_of_float32(
+    transposed: Multiply, batch: int, inputs: int, outputs: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    dy = torch.randn(batch, outputs, generator=generator)
+    weight = torch.randn(outputs, inputs, generator=generator)
+    dx = transposed(dy, weight)
+    assert (dx.shape, dx.dtype) == ((batch, inputs), torch.float32)
+    error = (dx - dy.double() @ weight.double()).square()
+    assert bool((error <= 100 * variance(outputs) * energy(dy, weight.T)).all())
+
+
+@needs_onednn
 def test_weights_and_inputs_that_are_parts_of_others() -> None:
     whole, wide = torch.randn(30, 50), torch.randn(7, 50)
     for weight, x in [(whole[3:9, 10:40], wide[:, 5:35]), (whole[4:8], wide), (whole[:, :20], wide[:, 30:])]:
         torch.testing.assert_close(onednn(x, weight), x @ weight.T)
+        dy = wide[:, 2 : 2 + len(weight)]
+        torch.testing.assert_close(onednn_transposed(dy, weight), dy @ weight)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +103,26 @@ def test_without_onednn_pytorch_s_own_product_is_taken(monkeypatch: pytest.Monke
         raise AttributeError("no such operator")
 
     monkeypatch.setattr(dense, "onednn", missing)
-    assert fastest.__wrapped__() is plain
+    assert fastest.__wrapped__() == PLAIN == Products(plain, plain_transposed)
 
 
-@pytest.mark.parametrize(("slower", "faster", "chosen"), [(1.0, 0.5, onednn), (1.0, 0.9, plain), (1.0, 2.0, plain)])
+@pytest.mark.parametrize("wrong", [onednn, onednn_transposed])
+def test_both_ways_are_chosen_or_none(monkeypatch: pytest.MonkeyPatch, wrong: Multiply) -> None:
+    def missing(x: Tensor, weight: Tensor) -> Tensor:
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(dense, wrong.__name__, missing)
+    monkeypatch.setattr(dense, "_seconds", lambda multiply: 1.0 if multiply is plain else 0.1)
+    assert fastest.__wrapped__() == PLAIN
+
+
+@pytest.mark.parametrize(("slower", "faster", "chosen"), [(1.0, 0.5, ONEDNN), (1.0, 0.9, PLAIN), (1.0, 2.0, PLAIN)])
 def test_only_what_is_clearly_faster_is_chosen(
-    monkeypatch: pytest.MonkeyPatch, slower: float, faster: float, chosen: Multiply
+    monkeypatch: pytest.MonkeyPatch, slower: float, faster: float, chosen: Products
 ) -> None:
     monkeypatch.setattr(dense, "is_right", lambda _: True)
     monkeypatch.setattr(dense, "_seconds", lambda multiply: {plain: slower, onednn: faster}[multiply])
-    assert fastest.__wrapped__() is chosen
+    assert fastest.__wrapped__() == chosen
 
 
 def test_the_choice_is_made_once() -> None:

@@ -8,7 +8,7 @@ import torch
 from awfulowl.arithmetic.numbers import INTEGERS
 from awfulowl.arithmetic.quantise import quantise, steps
 from awfulowl.device.lies import Liar
-from awfulowl.owner.gather import gather_product
+from awfulowl.owner.gather import fetch_panel
 from awfulowl.owner.numbers import Exact, numbers_of
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.product import Product
@@ -97,7 +97,7 @@ def test_in_any_shape_products_are_right_and_weights_come_home(shape: Shape) -> 
             assert world.engine.ledger.checks_failed == 0
             weight, numbers = world.weights["layer"], INTEGERS["int8"]
             own = steps(weight, numbers)
-            home = await gather_product(world.deployment, 0, 10)
+            (home,) = await fetch_panel(world.deployment, 0, 10)
             assert torch.equal(home, quantise(weight, own, numbers).float() * own[:, None])
 
     simulate(main())

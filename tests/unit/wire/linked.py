@@ -6,13 +6,27 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from awfulowl.arithmetic.descent import Descent
 from awfulowl.blocks.kernels import Dense
 from awfulowl.errors import ProtocolError
 from awfulowl.limits import DEFAULT, Limits
 from awfulowl.randomness import Entropy
 from awfulowl.wire.codec import encode
 from awfulowl.wire.frames import frames
-from awfulowl.wire.messages import Apply, Body, Commit, Fetch, Load, Release, Request, Sheet, Step, Term
+from awfulowl.wire.messages import (
+    Apply,
+    ApplyTransposed,
+    Body,
+    Commit,
+    Fetch,
+    Freeze,
+    Load,
+    Measure,
+    Release,
+    Request,
+    Step,
+)
+from awfulowl.wire.parts import Sheet, Term
 from awfulowl.wire.session import (
     DeviceEvent,
     DeviceSession,
@@ -28,16 +42,21 @@ from awfulowl.wire.session import (
 ROW, SLICE, OTHER = b"r" * 16, b"s" * 16, b"o" * 16
 TERM = Term(rows=(ROW,), slices=(SLICE,))
 APPLY = Apply(slices=(SLICE,), terms=(TERM,))
-STEP = Step(step=1, terms=(TERM,), rule="sgd")
+STEP = Step(slices=(SLICE,), step=1, jobs=(7,), rule=Descent.sgd(0.1))
 RELEASE = Release(slices=(SLICE,))
 FETCH = Fetch(rows=(ROW,), slices=(SLICE,))
 COMMIT = Commit(rows=(ROW,), slices=(SLICE,))
+TRANSPOSED = ApplyTransposed(rows=(ROW,), slices=(SLICE,), terms=(TERM,), job=7)
+MEASURE = Measure(rows=(ROW,), slices=(SLICE,), jobs=(7,))
+FREEZE = Freeze(slices=(SLICE,), number=4)
 LOAD = Load(sheets=(Sheet(rows=(ROW,), row_sizes=(2,), slices=(SLICE,), slice_sizes=(3,), kernel=Dense()),))
 X = torch.arange(6.0).reshape(2, 3)
 
 
 def tensors_for(body: Request) -> Sequence[Tensor]:
     """Tensors that suit the requests of these tests."""
+    if isinstance(body, ApplyTransposed):
+        return [X, X[:, :1]]
     return [X] if isinstance(body, Apply | Load) else []
 
 

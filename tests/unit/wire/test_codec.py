@@ -15,23 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from awfulowl.arithmetic.descent import Descent
 from awfulowl.errors import InputError, LimitError, ProtocolError, VersionError
 from awfulowl.limits import DEFAULT, MIB
 from awfulowl.wire.buffers import ALIGNMENT
 from awfulowl.wire.codec import DTYPES, decode, encode
-from awfulowl.wire.messages import (
-    PROTOCOL,
-    Answer,
-    Apply,
-    Body,
-    Bye,
-    Cancel,
-    Header,
-    Release,
-    Step,
-    TensorHeader,
-    Term,
-)
+from awfulowl.wire.messages import PROTOCOL, Answer, Apply, Body, Bye, Cancel, Header, Release, Step
+from awfulowl.wire.parts import TensorHeader, Term
 
 SESSION = b"s" * 16
 A, B = b"a" * 16, b"b" * 16
@@ -428,9 +418,13 @@ def test_tensors_must_suit_the_verb() -> None:
         decode(padded(header), DEFAULT)
 
 
-def test_a_step_carries_what_its_rule_needs() -> None:
-    step = Step(step=0, terms=(), rule="sgd")
-    assert len(decode(joined(step, torch.ones(1), torch.ones(2), request_id=9), DEFAULT)[1]) == 2
+def test_a_step_carries_its_rule_and_no_tensors() -> None:
+    step = Step(slices=(B,), step=1, jobs=(3, 2**63 - 1), rule=Descent.sgd(0.1, momentum=0.9, weight_decay=1e-7))
+    header, came = decode(joined(step, request_id=9), DEFAULT)
+    assert header.body == step
+    assert came == []
+    with pytest.raises(InputError, match=r"step takes no tensors, got 1; nothing was sent"):
+        joined(step, torch.ones(1), request_id=9)
 
 
 def test_machines_of_the_other_byte_order_are_refused_at_import() -> None:

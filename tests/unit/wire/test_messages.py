@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from awfulowl.arithmetic.descent import Descent
 from awfulowl.blocks.kernels import Convolution, Dense
 from awfulowl.errors import VersionError
 from awfulowl.wire.messages import (
@@ -16,25 +17,24 @@ from awfulowl.wire.messages import (
     Commit,
     DeviceBody,
     DeviceHello,
-    Dtype,
     Error,
     Evict,
     Fetch,
+    Freeze,
     Header,
     Load,
+    Measure,
     OwnerBody,
     OwnerHello,
     Refuse,
     Release,
     Request,
-    Sheet,
     Step,
-    TensorHeader,
-    Term,
     check_version,
     handle_count,
     verb,
 )
+from awfulowl.wire.parts import Dtype, Sheet, TensorHeader, Term
 
 A, B, C = (letter * 16 for letter in (b"a", b"b", b"c"))
 SEED = b"k" * 32
@@ -47,8 +47,10 @@ BODIES: dict[str, Body] = {
     "hello.owner": OwnerHello(protocol=PROTOCOL, boot=A, lease_s=30.0, heartbeat_s=1.0, credit_bytes=2**24),
     "load": Load(sheets=(Sheet(rows=(A,), row_sizes=(2,), slices=(B,), slice_sizes=(3,), kernel=Dense()),)),
     "apply": Apply(slices=(B,), terms=(TERM,)),
-    "apply_transposed": ApplyTransposed(rows=(A,), terms=(TERM,)),
-    "step": Step(step=3, terms=(TERM,), rule="sgd"),
+    "apply_transposed": ApplyTransposed(rows=(A,), slices=(B,), terms=(TERM,)),
+    "step": Step(slices=(A, B), step=3, jobs=(7, 2**63 - 1), rule=Descent.sgd(0.1, momentum=0.9)),
+    "measure": Measure(rows=(A,), slices=(B,), jobs=(7,)),
+    "freeze": Freeze(slices=(B,), number=4),
     "fetch": Fetch(rows=(A,), slices=(B,)),
     "commit": Commit(rows=(A,), slices=(B,)),
     "release": Release(slices=(B,)),
@@ -90,6 +92,8 @@ def test_a_verb_belongs_to_one_side_but_for_goodbye() -> None:
         "apply",
         "apply_transposed",
         "step",
+        "measure",
+        "freeze",
         "fetch",
         "commit",
         "release",
@@ -98,7 +102,7 @@ def test_a_verb_belongs_to_one_side_but_for_goodbye() -> None:
 
 def test_changes_are_the_verbs_that_must_not_be_done_twice() -> None:
     requests = {name: body for name, body in BODIES.items() if isinstance(body, Request)}
-    assert {name for name, body in requests.items() if body.changes} == {"load", "step", "release"}
+    assert {name for name, body in requests.items() if body.changes} == {"load", "step", "freeze", "release"}
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -108,28 +112,50 @@ def test_bodies_survive_msgpack(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("load", 2), ("apply", 3), ("step", 2), ("evict", 1), ("hello.owner", 1), ("bye", 0)]
+    ("name", "count"),
+    [
+        ("load", 2),
+        ("apply", 3),
+        ("apply_transposed", 4),
+        ("step", 2),
+        ("measure", 2),
+        ("freeze", 1),
+        ("fetch", 2),
+        ("commit", 2),
+        ("evict", 1),
+        ("hello.owner", 1),
+        ("bye", 0),
+    ],
 )
 def test_handles_are_counted_wherever_they_stand(name: str, count: int) -> None:
     assert handle_count(BODIES[name]) == count
 
 
-@pytest.mark.parametrize("name", sorted(BODIES.keys() - {"load", "apply", "apply_transposed", "step", "answer"}))
+@pytest.mark.parametrize("name", sorted(BODIES.keys() - {"load", "apply", "apply_transposed", "answer"}))
 def test_most_verbs_take_no_tensor(name: str) -> None:
     assert BODIES[name].fault(()) is None
     assert BODIES[name].fault((tensor(2, 2),)) == "takes no tensors, got 1"
 
 
-@pytest.mark.parametrize("name", ["step", "answer"])
-def test_the_tensors_of_a_step_and_an_answer_are_for_others_to_judge(name: str) -> None:
-    assert BODIES[name].fault((tensor(2, 2), tensor())) is None
+def test_the_tensors_of_an_answer_are_for_others_to_judge() -> None:
+    assert BODIES["answer"].fault((tensor(2, 2), tensor())) is None
 
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("load", 0), ("release", 0), ("apply", 1), ("apply_transposed", 1), ("fetch", 1), ("commit", 1), ("step", None)],
+    [
+        ("load", 0),
+        ("release", 0),
+        ("freeze", 0),
+        ("step", 0),
+        ("apply", 1),
+        ("apply_transposed", 1),
+        ("measure", 1),
+        ("fetch", 1),
+        ("commit", 1),
+    ],
 )
-def test_a_request_knows_how_many_tensors_answer_it(name: str, count: int | None) -> None:
+def test_a_request_knows_how_many_tensors_answer_it(name: str, count: int) -> None:
     body = BODIES[name]
     assert isinstance(body, Request)
     assert body.answer_tensors() == count
@@ -179,7 +205,7 @@ def test_a_sheet_that_does_not_fit_its_tensor(sent: Sheet, announced: TensorHead
 
 
 def test_one_tensor_for_each_sheet() -> None:
-    assert Load(sheets=(sheet(),)).fault(()) == "has 1 sheets but 0 tensors"
+    assert Load(sheets=(sheet(),)).fault(()) == "has 1 sheets of 1 parts but 0 tensors"
     assert Load(sheets=()).fault(()) is None
 
 
@@ -224,12 +250,13 @@ def test_giant_strides_are_refused(
         (Apply(slices=(B,), terms=(TERM,)), (), "takes tensors, got none"),
         (Apply(slices=(B, B), terms=(TERM,)), (tensor(1, 1), tensor(1, 1)), "names a handle twice"),
         (Apply(slices=(C,), terms=(TERM,)), (tensor(1, 1), tensor(1, 1)), "did not come along"),
-        (ApplyTransposed(rows=(A,), terms=(TERM,)), (), "takes one tensor, got 0"),
-        (ApplyTransposed(rows=(A,), terms=(TERM,)), (tensor(1, 1), tensor(1, 1)), "takes one tensor, got 2"),
-        (ApplyTransposed(rows=(A, A), terms=(TERM,)), (tensor(1, 1),), "names a handle twice"),
+        (ApplyTransposed(rows=(A,), slices=(B,), terms=(TERM,)), (), "takes 1 tensors, got 0"),
+        (ApplyTransposed(rows=(A,), slices=(B,), terms=(TERM,)), (tensor(1, 1),) * 2, "takes 1 tensors, got 2"),
+        (ApplyTransposed(rows=(A, A), slices=(B,), terms=(TERM,)), (tensor(1, 1),), "names a handle twice"),
+        (ApplyTransposed(rows=(A,), slices=(B, B), terms=(TERM,)), (tensor(1, 1),), "names a handle twice"),
         (Apply(slices=(B, B), terms=(TERM,)), (tensor(1, 1),), "names a handle twice"),
         (Apply(slices=(C,), terms=(TERM,)), (tensor(1, 1),), "did not come along"),
-        (ApplyTransposed(rows=(C,), terms=(TERM,)), (tensor(1, 1),), "did not come along"),
+        (ApplyTransposed(rows=(C,), slices=(B,), terms=(TERM,)), (tensor(1, 1),), "did not come along"),
     ],
 )
 def test_a_sum_needs_its_inputs(body: Apply | ApplyTransposed, tensors: tuple[TensorHeader, ...], fault: str) -> None:
@@ -340,7 +367,7 @@ def test_handles_alone_are_counted_not_seeds() -> None:
 
 def test_a_sum_over_part_of_its_inputs() -> None:
     assert Apply(slices=(B, C), terms=(TERM, Term(rows=(A,), slices=(C, B)))).fault((tensor(2, 2),)) is None
-    assert ApplyTransposed(rows=(A, C), terms=(TERM,)).fault((tensor(2, 2),)) is None
+    assert ApplyTransposed(rows=(A, C), slices=(B,), terms=(TERM,)).fault((tensor(2, 2),)) is None
 
 
 def test_versions_must_agree_and_the_error_says_what_to_do() -> None:

@@ -8,13 +8,15 @@ import msgspec
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from awfulowl.arithmetic.descent import Descent
 from awfulowl.arithmetic.packing import PARTS, most, pack
 from awfulowl.limits import DEFAULT, GIB, KIB, MIB
 from awfulowl.randomness import SEED_BYTES, Seeded
 from awfulowl.wire.buffers import ALIGNMENT
 from awfulowl.wire.codec import DTYPES, decode, encode
 from awfulowl.wire.frames import FRAME_HEADER_BYTES, Assembler, frames
-from awfulowl.wire.messages import PROTOCOL, Apply, Body, DeviceBody, OwnerBody, Request, TensorHeader, Term, verb
+from awfulowl.wire.messages import PROTOCOL, STATE_PARTS, Apply, Body, DeviceBody, OwnerBody, Request, verb
+from awfulowl.wire.parts import TensorHeader, Term
 from awfulowl.wire.session import DeviceState, OwnerState, Timing
 from awfulowl.wire.session.line import BEAT_BYTES
 from tests.unit.wire.test_messages import BODIES
@@ -75,7 +77,7 @@ def test_the_places_named_are_where_the_fields_begin() -> None:
     frame = request()
     named = {row[0]: int(row[0], 16) for row in rows("A request, byte by byte")}
     begins = [b"OWF", b"\xc8", frame[32:40], b"OWL", b"\x84\xa7session", b"\xa2id", b"\xa4body", b"\xa6slices"]
-    begins += [b"\xa5terms", b"\xa5width", b"\xa7tensors", b"\0", b"\0\0\x80?"]
+    begins += [b"\xa5terms", b"\xa5width", b"\xa4keep", b"\xa7tensors", b"\0", b"\0\0\x80?"]
     assert [frame[place : place + len(begin)] for place, begin in zip(named.values(), begins, strict=True)] == begins
 
 
@@ -153,6 +155,28 @@ def test_every_verb_is_in_the_table_with_its_sender_its_fields_and_whether_it_ch
     }
 
 
+def test_the_six_numbers_of_a_step_are_those_of_the_rule() -> None:
+    text = section("Training")
+    momentum, weight = re.findall(r"^ +([MW] ← .*)$", text, re.MULTILINE)
+    numbers = re.compile(r"(\w+) · ([MWG])")
+    names = {"M": "momentum", "W": "weight", "G": "gradient"}
+    found = [f"{names[line[0]]}_{names[factor]}" for line in (momentum, weight) for _, factor in numbers.findall(line)]
+    assert [name for line in (momentum, weight) for name, _ in numbers.findall(line)] == found
+    assert sorted(found) == sorted(Descent.__struct_fields__)
+    rule = Descent(*[2.0**-power for power in range(1, 7)])
+    values = {"M": torch.tensor(3.0), "W": torch.tensor(5.0), "G": torch.tensor(7.0)}
+    after = sum(getattr(rule, name) * values[factor] for name, factor in numbers.findall(momentum))
+    values |= {"M": torch.as_tensor(after)}
+    moved = 5.0 + sum(getattr(rule, name) * values[factor] for name, factor in numbers.findall(weight))
+    assert rule.moved(torch.tensor(5.0), torch.tensor(3.0), torch.tensor(7.0)) == (moved, after)
+
+
+def test_the_parts_of_a_state_are_as_many_as_may_travel() -> None:
+    text = " ".join(section("Training").split())
+    assert "three **parts**" in text
+    assert STATE_PARTS == 3
+
+
 def test_every_state_and_type_is_named() -> None:
     assert {state.name for state in (*OwnerState, *DeviceState)} <= set(re.findall(r"[A-Z]{4,}", section("States")))
     assert all(f"`{name}`" in section("Messages") for name in DTYPES)
@@ -161,6 +185,9 @@ def test_every_state_and_type_is_named() -> None:
 def test_the_numbers_of_the_text_are_those_of_the_code() -> None:
     timing = Timing()
     assert f"Version **{PROTOCOL}**" in DOCUMENT
+    for title in ("Frames", "Messages", "Heartbeats"):
+        assert [row[2] for row in rows(title) if row[1] == "version"] == [str(PROTOCOL)]
+    assert f"Version {PROTOCOL} brought" in section("Versions")
     assert FRAME_HEADER_BYTES == ALIGNMENT == 64
     assert f"{BEAT_BYTES} bytes:" in section("Heartbeats")
     silence = section("Silence and lease")

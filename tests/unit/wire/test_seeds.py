@@ -17,7 +17,8 @@ from awfulowl.randomness import Seeded
 from awfulowl.wire.buffers import ALIGNMENT
 from awfulowl.wire.codec import DTYPES, decode, encode
 from awfulowl.wire.frames import frames
-from awfulowl.wire.messages import Apply, Body, Request, Term
+from awfulowl.wire.messages import Apply, Body, Request
+from awfulowl.wire.parts import Term
 from tests.unit.wire.linked import APPLY, Linked, X, asked, violation
 from tests.unit.wire.test_codec import PREFIX, SESSION, A, B, address, packed, padded, same
 from tests.unit.wire.test_messages import BODIES

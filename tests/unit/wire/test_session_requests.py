@@ -38,11 +38,14 @@ from tests.unit.wire.linked import (
     APPLY,
     COMMIT,
     FETCH,
+    FREEZE,
     LOAD,
+    MEASURE,
     RELEASE,
     SLICE,
     STEP,
     TERM,
+    TRANSPOSED,
     Linked,
     X,
     asked,
@@ -51,10 +54,13 @@ from tests.unit.wire.linked import (
 )
 
 IN_PARTS = msgspec.structs.replace(APPLY, terms=(TERM, TERM), width=7)
+STATE = msgspec.structs.replace(FETCH, parts=3, frozen=2)
 
 
 @pytest.mark.parametrize(
-    "body", [LOAD, APPLY, IN_PARTS, STEP, RELEASE, FETCH, COMMIT], ids=lambda body: type(body).__name__
+    "body",
+    [LOAD, APPLY, IN_PARTS, TRANSPOSED, STEP, MEASURE, FREEZE, RELEASE, FETCH, STATE, COMMIT],
+    ids=lambda body: type(body).__name__,
 )
 def test_a_request_goes_there_and_its_answer_comes_back(body: Request) -> None:
     linked = Linked().opened()
@@ -230,7 +236,7 @@ def test_a_doubled_request_is_done_once() -> None:
     asked(linked)
 
 
-@pytest.mark.parametrize("body", [LOAD, STEP, RELEASE], ids=lambda body: type(body).__name__)
+@pytest.mark.parametrize("body", [LOAD, STEP, FREEZE, RELEASE], ids=lambda body: type(body).__name__)
 @pytest.mark.parametrize("outcome", ["answered", "refused", "failed"])
 def test_a_change_asked_for_again_gets_its_outcome_again(body: Request, outcome: str) -> None:
     linked = Linked().opened()

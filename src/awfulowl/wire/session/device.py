@@ -19,7 +19,6 @@ from awfulowl.wire.messages import (
     DeviceHello,
     Error,
     Evict,
-    Handle,
     Header,
     OwnerHello,
     Refuse,
@@ -27,6 +26,7 @@ from awfulowl.wire.messages import (
     check_version,
     verb,
 )
+from awfulowl.wire.parts import Handle
 from awfulowl.wire.session.events import (
     Cancelled,
     Closed,

@@ -7,7 +7,8 @@ from typing import Generic, TypeVar
 from torch import Tensor
 
 from awfulowl.errors import ProtocolError
-from awfulowl.wire.messages import DeviceHello, Handle, OwnerHello, Request
+from awfulowl.wire.messages import DeviceHello, OwnerHello, Request
+from awfulowl.wire.parts import Handle
 
 HelloT = TypeVar("HelloT", DeviceHello, OwnerHello)
 

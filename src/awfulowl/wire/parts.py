@@ -1,0 +1,89 @@
+"""What messages are made of: handles, the headers of tensors, and the names of blocks and sums."""
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from awfulowl.blocks.kernels import Convolution, Dense, Kernel
+
+MOST: Final = 2**31 - 1
+
+Handle = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Size = Annotated[int, Meta(ge=1, le=MOST)]
+Seed = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Dtype = Literal["float32", "float16", "bfloat16", "float64", "int8", "int16", "int32", "int64", "uint8"]
+
+
+class TensorHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """Type and shape of one tensor; its bytes follow the header, little-endian, in order.
+
+    With a `seed` no bytes follow: the tensor is the keystream of AES-256 in counter mode under that key.
+    """
+
+    dtype: Dtype
+    shape: tuple[Natural, ...]
+    seed: Seed | None = None
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"TensorHeader({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """Show to `rich` what `repr` shows: no seed."""
+        return [("dtype", self.dtype), ("shape", self.shape), ("seeded", self.seed is not None)]
+
+
+class Sheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A full rectangle of blocks: its tensor is (sum of row sizes, sum of slice sizes / groups, *size)."""
+
+    rows: tuple[Handle, ...]
+    row_sizes: tuple[Size, ...]
+    slices: tuple[Handle, ...]
+    slice_sizes: tuple[Size, ...]
+    kernel: Dense | Convolution
+    groups: Size = 1
+
+    def fault(self, tensor: TensorHeader) -> str | None:
+        """Say what is wrong with this sheet and its tensor, or return None."""
+        if not self.rows or not self.slices:
+            return "a sheet has no rows or no slices"
+        if len(self.rows) != len(self.row_sizes) or len(self.slices) != len(self.slice_sizes):
+            return "a sheet has not one size for each handle"
+        if not distinct(self.rows) or not distinct(self.slices):
+            return "a sheet names a handle twice"
+        if not _fits_torch(self.kernel):
+            return f"a sheet's kernel has a stride, padding or dilation over {MOST}"
+        outputs, inputs, axes = sum(self.row_sizes), sum(self.slice_sizes), _axes(self.kernel)
+        fits = (
+            len(tensor.shape) == 2 + axes
+            and tensor.shape[0] == outputs
+            and tensor.shape[1] * self.groups == inputs
+            and (axes > 0 or self.groups == 1)
+            and all(tensor.shape[2:])
+        )
+        return None if fits else f"a sheet of {outputs} x {inputs} comes with a tensor of shape {tensor.shape}"
+
+
+class Term(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One sum: for each of `rows`, the blocks at `slices` times their inputs, added up at the device."""
+
+    rows: tuple[Handle, ...]
+    slices: tuple[Handle, ...]
+
+
+def distinct(handles: tuple[Handle, ...]) -> bool:
+    """Say whether no handle comes twice."""
+    return len(set(handles)) == len(handles)
+
+
+def _axes(kernel: Kernel) -> int:
+    return len(kernel.stride) if isinstance(kernel, Convolution) else 0
+
+
+def _fits_torch(kernel: Kernel) -> bool:
+    """Whether every number of a kernel is one that torch can take; that they make sense the kernel itself checks."""
+    if isinstance(kernel, Dense):
+        return True
+    return max(*kernel.stride, *kernel.padding, *kernel.dilation) <= MOST
