@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from awfulowl.allocator import keep_memory
-from awfulowl.device.store import full_precision
+from awfulowl.device.dense import full_precision
 from awfulowl.device.worker import Offer, Worker
 from awfulowl.errors import InputError
 from awfulowl.fabric.base import OWNER, Fabric

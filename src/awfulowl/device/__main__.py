@@ -15,8 +15,8 @@ import torch
 
 from awfulowl.allocator import keep_memory
 from awfulowl.device.control import Command, Corrupt, Delay, Join, Report, Stray, Told
+from awfulowl.device.dense import full_precision
 from awfulowl.device.lies import Liar, Misstep
-from awfulowl.device.store import full_precision
 from awfulowl.device.worker import Offer, Worker
 from awfulowl.errors import AwfulOwlError
 from awfulowl.fabric.identity import Identity

@@ -106,3 +106,12 @@ def _operands() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     batch, inputs, outputs = _TRIAL
     return torch.randn(batch, inputs, generator=generator), torch.randn(outputs, inputs, generator=generator)
+
+
+def full_precision() -> None:
+    """Turn off every mode in which PyTorch would multiply float32 with fewer bits (design, section 3)."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

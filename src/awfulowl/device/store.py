@@ -58,7 +58,7 @@ class _Recipe(NamedTuple):
 class Store:
     """Blocks by handle, in memory only.
 
-    Products accumulate in float32: reduced-precision modes of the backends are off (`full_precision`). The order of
+    Products accumulate in float32: reduced-precision modes of the backends are off (`dense.full_precision`). The order of
     summation within a device is the order of the request, so equal requests give equal bits.
     """
 
@@ -390,12 +390,3 @@ def _add_up(recipe: _Recipe, x: Tensor, multiply: Callable[[_Product, Tensor], T
     if total is None:
         raise RefusedError("apply: a term without products")
     return total
-
-
-def full_precision() -> None:
-    """Turn off every mode in which PyTorch would multiply float32 with fewer bits (design, section 3)."""
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

@@ -6,7 +6,8 @@ import torch
 from awfulowl.arithmetic.descent import Descent
 from awfulowl.blocks.grid import make_grid
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel, backward, gradient, product
-from awfulowl.device.store import Store, full_precision
+from awfulowl.device.dense import full_precision
+from awfulowl.device.store import Store
 from awfulowl.limits import GIB, Limits
 from awfulowl.randomness import Entropy
 from awfulowl.verification.freivalds import Check
