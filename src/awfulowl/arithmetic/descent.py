@@ -53,7 +53,6 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
         decoupled: bool = False,
         scale: float = 1.0,
         first: bool = False,
-        kept: bool = False,
     ) -> Self:
         """Return one step of `torch.optim.SGD`.
 
@@ -67,7 +66,6 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
                 (Loshchilov and Hutter 2019).
             scale: what gradients are multiplied with, as when they are clipped.
             first: whether the momentum begins: PyTorch does not dampen then.
-            kept: whether, without momentum, one of earlier steps stays as it is, for later ones.
 
         Raises:
             InputError: a number is not finite, or too large for float32.
@@ -76,7 +74,7 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
         enters = 1.0 if first else 1.0 - dampening
         alone = -lr * weight_decay if decoupled else 0.0
         if momentum == 0.0:
-            numbers = (float(kept), 0.0, 0.0, alone - lr * coupled, 0.0, -lr * scale)
+            numbers = (0.0, 0.0, 0.0, alone - lr * coupled, 0.0, -lr * scale)
         elif nesterov:
             numbers = (
                 momentum,
@@ -93,11 +91,13 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
 
     @property
     def has_momentum(self) -> bool:
-        """Whether a momentum is kept."""
+        """Whether the momentum takes part; otherwise it stays as it is, for later steps."""
         return self.momentum_momentum != 0 or self.momentum_gradient != 0
 
     def moved(self, weight: Tensor, momentum: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return what becomes of something linear in weights, momentum and gradient: the new (weight, momentum)."""
+        if not self.has_momentum:
+            return weight + self.weight_weight * weight + self.weight_gradient * gradient, momentum
         after = self.momentum_momentum * momentum + self.momentum_weight * weight + self.momentum_gradient * gradient
         change = self.weight_weight * weight + self.weight_momentum * after + self.weight_gradient * gradient
         return weight + change, after

@@ -232,7 +232,6 @@ class Learner:
                 if self.tamper is not None:
                     self.tamper(hash((id(sheet), rows.start)), part)
                 descend(request.rule, [one[rows] for one in state[: wanted + 1]], part)
-            del sheet.state.parts[wanted:]
             sheet.state.step = request.step
         if todo:
             self.forget(request.slices)

@@ -58,8 +58,8 @@ class _Recipe(NamedTuple):
 class Store:
     """Blocks by handle, in memory only.
 
-    Products accumulate in float32: reduced-precision modes of the backends are off (`dense.full_precision`). The order of
-    summation within a device is the order of the request, so equal requests give equal bits.
+    Products accumulate in float32: reduced-precision modes of the backends are off (`dense.full_precision`).
+    The order of summation within a device is the order of the request, so equal requests give equal bits.
     """
 
     def __init__(self, limits: Limits, memory_bytes: int, accelerator: str = "cpu") -> None:

@@ -14,16 +14,14 @@ import msgspec
 import torch
 from torch import Tensor
 
-from awfulowl.blocks.kernels import backward
 from awfulowl.errors import GoneError, InputError, PeerError, RefusedError, UnavailableError
 from awfulowl.owner.engine import together
-from awfulowl.owner.gather import Source, fetch_state
 from awfulowl.owner.history import Job, Kept, Pass, Tape
 from awfulowl.owner.peer import Peer
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.owner.transposing import TransposedLayout, TransposedPiece
-from awfulowl.verification.freivalds import Expectation, Z
-from awfulowl.verification.rounding import variance
+from awfulowl.owner.witness import Witness, witness
+from awfulowl.verification.freivalds import Expectation
 from awfulowl.wire.buffers import empty
 
 _NOBODY: frozenset[str] = frozenset()
@@ -161,44 +159,27 @@ class TransposedProduct:
         return honest + await self._cover(again, job, kept, avoid)
 
     async def _is_right(self, piece: TransposedPiece, job: Job) -> bool:
-        """Fetch a device's blocks and multiply; a liar loses its place."""
+        """Multiply with a device's own blocks; a liar loses its place."""
         peer = self._engine.peers[piece.device]
         reason = f"gradients for {self._panel.name} are not those of its blocks"
         if self._layouts.fits(piece, job.x):
             try:
-                states = [
-                    await fetch_state(self._deployment, self._number, cell, 0, Source(peer))
-                    for cell in piece.layout.answered
-                ]
+                found = await witness(self._deployment, self._number, piece.layout.answered, peer)
             except PeerError as error:
                 self._engine.note("failover", piece.device, str(error))
                 return False
-            weights = [state[0] for state in states if state is not None]
-            if len(weights) == len(states):
-                if await self._engine.compute(lambda: self._multiplies(piece, job, weights)):
-                    return True
-            else:
+            if found is None:
                 reason = f"blocks of {self._panel.name} are not what they should be by now"
+            elif await self._engine.compute(lambda: self._multiplies(found, piece, job)):
+                return True
         self._engine.ledger.lies_caught += 1
         self._engine.quarantine(peer, reason)
         return False
 
-    def _multiplies(self, piece: TransposedPiece, job: Job, weights: Sequence[Tensor]) -> bool:
-        """Say whether an answer is the product with these blocks, each number up to its rounding."""
-        grid, cells = self._grid, [self._panel.cells[cell] for cell in piece.layout.answered]
-        blocks = {(cell.column, cell.rows): weight.double() for cell, weight in zip(cells, weights, strict=True)}
+    def _multiplies(self, found: Witness, piece: TransposedPiece, job: Job) -> bool:
         space = tuple(job.x.shape[2:])
-        for term, answer in zip(piece.layout.terms, piece.tensors, strict=True):
-            spans = [grid.rows[row] for row in term.rows]
-            dy = torch.cat([job.dy[:, span.start : span.stop] for span in spans], dim=1).double()
-            parts = torch.split(answer, [grid.columns[column].span.size for column in term.columns], dim=1)
-            for column, part in zip(term.columns, parts, strict=True):
-                weight, groups = blocks[column, term.rows], grid.columns[column].groups
-                exact = backward(grid.kernel, weight, dy, space, groups)
-                energy = backward(grid.kernel, weight.square(), dy.square(), space, groups) + exact.square()
-                if not bool(((part - exact).square() <= Z**2 * variance(weight[:, 0].numel()) * energy).all()):
-                    return False
-        return True
+        answers = zip(piece.layout.terms, piece.tensors, strict=True)
+        return all(found.multiplies_back(term, job.dy, space, answer) for term, answer in answers)
 
     def _check_range(self, job: Job) -> None:
         """Blame nobody for numbers that float32 cannot hold.

@@ -182,7 +182,6 @@ class FleetSGD(torch.optim.SGD):
             decoupled=group["decoupled_weight_decay"],
             scale=-self._scale if group["maximize"] else self._scale,
             first=not self._training.histories[number].has_momentum,
-            kept=self._training.histories[number].has_momentum,
         )
 
 

@@ -22,10 +22,12 @@ from awfulowl.owner.deployment import Deployment
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.gather import fetch_panel
 from awfulowl.owner.history import History, Job, Taken
+from awfulowl.owner.layout import Piece
 from awfulowl.owner.numbers import Numbers
 from awfulowl.owner.peer import Peer
 from awfulowl.owner.states import PARTS, Trained, Vault
 from awfulowl.owner.transposing import TransposedLayouts
+from awfulowl.owner.witness import witness
 from awfulowl.placement.plan import Plan
 from awfulowl.verification.training import TrainingCheck
 from awfulowl.wire.digest import digest
@@ -243,6 +245,23 @@ class TrainedDeployment(Deployment):
     async def anchor(self, number: int) -> None:
         """Look at what the weights are: images may have strayed further than we believed."""
         await self.snapshot(number)
+
+    async def excuses(self, number: int, piece: Piece, x: Tensor) -> bool:
+        """Say whether an answer that the check rejects is what the device's own blocks give, which are as they should.
+
+        Inputs that are equal bit by bit add up what their columns strayed, which the check takes for independent.
+        """
+        layouts = self.layouts[number]
+        if not layouts.fits(piece, x):
+            return False
+        try:
+            found = await witness(self, number, piece.layout.cells, self.engine.peers[piece.device])
+        except PeerError:
+            return False
+        if found is None:
+            return False
+        answers = list(layouts.sums(piece))
+        return await self.engine.compute(lambda: all(found.multiplies(term, x, answer) for term, (answer,) in answers))
 
     def largest_weight(self, number: int) -> float:
         """Return a number that no absolute weight of a panel is larger than by now, as far as its images tell."""

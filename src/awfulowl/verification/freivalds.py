@@ -213,7 +213,9 @@ class Check:
 class Expectation:
     """What an answer to known inputs is held to; made by `Check.expect`."""
 
-    def __init__(self, expected: Expected, shape: Sequence[int], variance: float, z: float) -> None:
+    def __init__(self, expected: Expected, shape: Sequence[int], variance: float, z: float, least: float = 0.0) -> None:
+        """Prepare to compare: `least` is allowed whatever the deviation is."""
+        self._least = least
         self._expected = expected
         self._shape = tuple(shape)
         self._variance = variance
@@ -225,17 +227,17 @@ class Expectation:
         chosen = expected._replace(
             x=expected.x[part], product=expected.product[:, part], energy=expected.energy[:, part]
         )
-        return Expectation(chosen, (batch, *self._shape[1:]), self._variance, self._z)
+        return Expectation(chosen, (batch, *self._shape[1:]), self._variance, self._z, self._least)
 
     def accepts(self, y: Tensor) -> Tensor:
         """Say for each sample whether y is W x: (batch,) bool. Arguments and errors as for `Check.accepts`."""
         residue, deviation = self._measure(y)
-        tolerance = self._z * deviation
+        tolerance = self._z * deviation + self._least
         return ((residue <= tolerance) & tolerance.isfinite()).all(dim=1)
 
     def tolerance(self, y: Tensor) -> Tensor:
         """Return τ for each sample and vector, (batch, k) float64."""
-        return self._z * self._measure(y)[1]
+        return self._z * self._measure(y)[1] + self._least
 
     def residue(self, y: Tensor) -> Tensor:
         """Return |r y − s x| / σ for each sample and vector, (batch, k) float64; 0 where nothing is off."""

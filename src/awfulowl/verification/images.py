@@ -100,11 +100,12 @@ class Side:
         self.momentum = self.project(momentum) if momentum else torch.zeros_like(self.weight)
         self._start = self.weight
         self._base = self.size(weight[0])
-        if not bool(torch.isfinite(self._base).all() and torch.isfinite(self.momentum).all()):
+        if not bool(self._base.isfinite().all() and self.weight.isfinite().all() and self.momentum.isfinite().all()):
             raise ModelError("weights to be trained are not finite; nothing multiplied with them can be checked")
         zero = torch.zeros_like(self._base)
         self._noise = (zero, zero, zero)
         self._drag = (zero, zero)
+        self._reach = self._length_squared(self.momentum).sqrt()  # what the momentum's columns are at most
 
     def project(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the image of the sum of some tensors of the panel's shape: (*size, k, b)."""
@@ -145,18 +146,29 @@ class Side:
     def move(self, rule: Descent, step: Step) -> None:
         """Follow the weights through a step along a gradient."""
         before, gradient = self.weight, step.image
+        known = self.energy.sqrt()
         self.weight, self.momentum = rule.moved(before, self.momentum, gradient)
         sizes = [self._length_squared(one) for one in (before, self.momentum, gradient)]
         noise = (step.terms + 3) / 3 * (step.energy + sizes[2])
         self._noise = _carried(rule, self._noise, noise)
         weight, momentum, along = (size.sqrt() for size in sizes)
+        # Three images of a column may all be near 0 by chance; what else is known of its length is not.
+        weight = torch.maximum(weight, known / 2)
+        if rule.has_momentum:
+            self._reach = (
+                abs(rule.momentum_momentum) * self._reach
+                + abs(rule.momentum_weight) * known
+                + abs(rule.momentum_gradient) * along
+            )
+        momentum = torch.maximum(momentum, self._reach / 8)
         of_weight, of_momentum = self._drag
-        of_momentum = (
-            abs(rule.momentum_momentum) * of_momentum
-            + abs(rule.momentum_weight) * (of_weight + weight)
-            + abs(rule.momentum_gradient) * along
-            + 2 * momentum
-        )
+        if rule.has_momentum:
+            of_momentum = (
+                abs(rule.momentum_momentum) * of_momentum
+                + abs(rule.momentum_weight) * (of_weight + weight)
+                + abs(rule.momentum_gradient) * along
+                + 2 * momentum
+            )
         of_weight = (
             abs(1 + rule.weight_weight) * of_weight
             + abs(rule.weight_momentum) * (of_momentum + 2 * momentum)
@@ -243,7 +255,7 @@ class Side:
 
 def _carried(rule: Descent, noise: tuple[Tensor, Tensor, Tensor], new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the covariance (weights, both, momentum) of errors after a step whose gradient erred by `new`."""
-    a, b, c = rule.momentum_momentum, rule.momentum_weight, rule.momentum_gradient
+    a, b, c = rule.momentum_momentum if rule.has_momentum else 1.0, rule.momentum_weight, rule.momentum_gradient
     d, e, f = rule.weight_weight, rule.weight_momentum, rule.weight_gradient
     own, cross, both = 1 + d + e * b, e * a, e * c + f
     weight, mixed, momentum = noise
@@ -279,7 +291,7 @@ def _correlate(grid: Grid, kernel: AnyKernel, secret: Tensor, own: Tensor, other
     for tap, (targets, sources) in enumerate(taps(kernel, grid.size, own.shape[2:], space)):
         into = shifted[:, tap]
         into[:, :, :, *targets] = weighed[:, :, :, *sources]
-    by_group = other.to(secret.dtype).reshape(len(other), groups, -1, *space)
+    by_group = other.to(secret.dtype).reshape(len(other), groups, other.shape[1] // groups, *space)
     theirs = by_group.permute(1, 2, 0, *range(3, by_group.dim())).flatten(2)
     sums = torch.bmm(shifted.flatten(3).flatten(1, 2), theirs.mT)
     return sums.reshape(groups, *grid.size, k, -1).movedim(0, -2).flatten(-2)

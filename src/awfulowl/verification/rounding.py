@@ -9,6 +9,9 @@ UNIT_ROUNDOFF: Final = 2.0**-24
 MEAN_SQUARE: Final = 1 / (8 * math.log(2))
 """Mean of (rounding error / (u |sum|))², 0.18: uniform over half a unit in the last place, mantissas after Benford."""
 
+SMALLEST: Final = 2.0**-126
+"""The least normal float32: devices may call anything below it 0."""
+
 _PRODUCT_ROUNDING: Final = 3
 """Makes the bound hold for few terms as well, whether products are rounded on their own or fused with the sum."""
 

@@ -37,8 +37,8 @@ from awfulowl.errors import InputError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.freivalds import VECTORS, Expectation, Z
 from awfulowl.verification.images import LARGEST_SQUARE, Side, Step, added
-from awfulowl.verification.rounding import variance
-from awfulowl.verification.sums import Transposed, expect
+from awfulowl.verification.rounding import SMALLEST, variance
+from awfulowl.verification.sums import Expected, Transposed, expect
 from awfulowl.verification.vectors import Vectors, project, together
 
 Seen = tuple[Step, Step]
@@ -107,7 +107,7 @@ class TrainingCheck:
         if x.dim() != 2 + len(size) or x.shape[1] != inputs:
             raise InputError(f"a check of {inputs} inputs got inputs of shape {tuple(x.shape)}")
         shape = output_shape(self.grid.kernel, outputs, size, x.shape)
-        return Expectation(expect(self.grid.kernel, secrets, x, shape[2:]), shape, variance(terms + 3), self._z)
+        return _expectation(expect(self.grid.kernel, secrets, x, shape[2:]), shape, terms, self._z)
 
     def accepts(
         self, x: Tensor, y: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None
@@ -129,9 +129,9 @@ class TrainingCheck:
         if dy.dim() != 2 + len(grid.size) or dy.shape[1] != grid.outputs:
             raise InputError(f"a check of {grid.outputs} outputs got gradients of shape {tuple(dy.shape)}")
         terms = grid.outputs // grid.groups * prod(grid.size)
-        secrets = _vectors(self._right.secret_of([0]), self._right.image_of([0]), self._right.spread_of([0], terms))
+        secrets = _vectors(self._right.secret_of([0]), self._right.image_of([0]), self._right.spread_of([0], terms + 3))
         expected = expect(Transposed(grid.kernel), secrets, dy, space)
-        return Expectation(expected, (dy.shape[0], grid.inputs, *space), variance(terms + 3), self._z)
+        return _expectation(expected, (dy.shape[0], grid.inputs, *space), terms, self._z)
 
     def _select(self, rows: Sequence[int] | None, columns: Sequence[int] | None) -> tuple[Vectors, int]:
         """Return the secrets for some rows and columns, in this order, and the number of products in an output."""
@@ -140,7 +140,7 @@ class TrainingCheck:
         if columns is not None:
             inputs = min(inputs, sum(self.grid.columns[column].span.size for column in columns))
         terms = inputs * prod(self.grid.size)
-        r, s, v = self._left.secret_of(chosen), self._left.image_of(chosen), self._left.spread_of(chosen, terms)
+        r, s, v = self._left.secret_of(chosen), self._left.image_of(chosen), self._left.spread_of(chosen, terms + 3)
         return _vectors(r[:, outputs], s[..., across], v[..., across]), terms
 
     def _places(
@@ -162,7 +162,7 @@ class TrainingCheck:
             return list(range(len(self._parts))), slice(None), across
         chosen = [number for number, part in enumerate(self._parts) if not set(rows).isdisjoint(part)]
         summed = {row for number in chosen for row in self._parts[number] if columns is None or row in reached}
-        if not rows or len(set(rows)) < len(rows) or not summed <= set(rows):
+        if not rows or len(set(rows)) < len(rows) or not summed <= set(rows) <= set(range(len(grid.rows))):
             raise InputError(f"rows {list(rows)} cannot be checked alone: name them in `apart`")
         return chosen, _indexes((grid.rows[row].start, grid.rows[row].stop) for row in rows), across
 
@@ -232,6 +232,8 @@ class TrainingCheck:
         if len(state) != 3 or any(tuple(part.shape) != shape or not part.isfinite().all() for part in state):
             return False
         weight, lost, momentum = state
+        if not torch.equal(weight + lost, weight):
+            return False  # only their sum is in the images, but products and the model take the first alone
         images = [
             added([project(r, part, groups, (1,))[0] for part in (weight, lost)]),
             project(r, momentum, groups, (1,))[0],
@@ -241,10 +243,18 @@ class TrainingCheck:
 
     def matches_whole(self, state: Sequence[Tensor]) -> bool:
         """Say the same of the whole panel's state, by the images from the right as well."""
+        if not self.matches(state):
+            return False
         weight, lost, momentum = state
         side = self._right
         found = [side.project([weight, lost]), side.project([momentum]), side.size(weight)]
-        return self.matches(state) and side.agrees(found, [0], slice(None), self._z)
+        return side.agrees(found, [0], slice(None), self._z)
+
+
+def _expectation(expected: Expected, shape: Sequence[int], terms: int, z: float) -> Expectation:
+    """Return what an answer is held to; rounding is relative but for numbers that float32 has no bits for."""
+    lost = LARGEST_SQUARE**0.5 * shape[1] * prod(shape[2:]) ** 0.5 * (terms + 1) * SMALLEST
+    return Expectation(expected, shape, variance(terms + 3), z, lost)
 
 
 def _vectors(secret: Tensor, image: Tensor, spread: Tensor) -> Vectors:

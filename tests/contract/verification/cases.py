@@ -1,8 +1,9 @@
 """Layers in each kind of number, with the check that belongs to it and answers known to be right."""
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -12,18 +13,29 @@ from awfulowl.blocks.kernels import product
 from awfulowl.randomness import Entropy
 from awfulowl.verification.exact import ExactCheck
 from awfulowl.verification.freivalds import Check
+from awfulowl.verification.training import TrainingCheck
 from tests.unit.verification.shapes import Layer, layers
 
-AnyCheck = Check | ExactCheck
+AnyCheck = Check | ExactCheck | TrainingCheck
+
+
+class Moving(NamedTuple):
+    """float32 that is trained, and checked by images that could move."""
+
+
+Numbers = Integers | Moving | None
+"""What a layer is in; None is float32 that stays as it is."""
+
+MOVING: Final = Moving()
 
 
 class Case(NamedTuple):
-    """A layer in integers, or in float32 where `numbers` is None."""
+    """A layer in some numbers."""
 
     weights: Tensor
     grid: Grid
     x: Tensor
-    numbers: Integers | None
+    numbers: Numbers
 
     @property
     def y(self) -> Tensor:
@@ -33,12 +45,12 @@ class Case(NamedTuple):
     @property
     def bound(self) -> int:
         """The largest |W x| that there can be."""
-        assert self.numbers is not None
+        assert isinstance(self.numbers, Integers)
         return self.numbers.largest * int(self.weights.long().abs().flatten(1).sum(1).max())
 
     def answer(self, weights: Tensor, x: Tensor, groups: int) -> Tensor:
         """The right answer to a rectangle; sums here are far below 2^53, so float64 makes no error."""
-        if self.numbers is None:
+        if not isinstance(self.numbers, Integers):
             return product(self.grid.kernel, weights, x, groups)
         return product(self.grid.kernel, weights.double(), x.double(), groups).to(self.numbers.ring)
 
@@ -46,22 +58,37 @@ class Case(NamedTuple):
         """Secrets for these weights."""
         if self.numbers is None:
             return Check([self.weights], self.grid, Entropy(seed), apart=apart)
+        if isinstance(self.numbers, Moving):
+            return TrainingCheck([self.weights], self.grid, Entropy(seed), apart=apart)
         return self.exact_check(seed, apart)
 
     def exact_check(self, seed: int | None = 3, apart: Iterable[Collection[int]] | None = None) -> ExactCheck:
         """The same, where there are integers."""
-        assert self.numbers is not None
+        assert isinstance(self.numbers, Integers)
         return ExactCheck([self.weights], self.grid, Entropy(seed), numbers=self.numbers, bound=self.bound, apart=apart)
+
+    def matches(
+        self,
+        check: AnyCheck,
+        piece: Tensor,
+        rows: Sequence[int] | None = None,
+        columns: Sequence[int] | None = None,
+    ) -> bool:
+        """Ask a check whether weights are its own; where they are trained, a device has two more tensors."""
+        if isinstance(check, TrainingCheck):
+            state = [piece, torch.zeros_like(piece), torch.zeros_like(piece)]
+            return check.matches(state, rows=rows, columns=columns)
+        return check.matches(piece, rows=rows, columns=columns)
 
     def rectangle(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         """Weights as they are cut out of the grid; float32 holds these integers."""
         return rectangle([self.weights], self.grid, rows, columns).to(self.weights.dtype)
 
 
-def in_numbers(layer: Layer, numbers: Integers | None, *, extreme: bool = False) -> Case:
+def in_numbers(layer: Layer, numbers: Numbers, *, extreme: bool = False) -> Case:
     """Put a layer into some numbers: random integers of all sizes, or of the largest size only."""
-    if numbers is None:
-        return Case(layer.weights, layer.grid, layer.x, None)
+    if not isinstance(numbers, Integers):
+        return Case(layer.weights, layer.grid, layer.x, numbers)
 
     def integers(like: Tensor) -> Tensor:
         if extreme:
@@ -72,11 +99,11 @@ def in_numbers(layer: Layer, numbers: Integers | None, *, extreme: bool = False)
     return Case(integers(layer.weights), layer.grid, integers(layer.x), numbers)
 
 
-KINDS: dict[str, Integers | None] = {FLOAT32: None, **INTEGERS}
+KINDS: dict[str, Numbers] = {FLOAT32: None, "trained": MOVING, **INTEGERS}
 
 
 @st.composite
-def cases(draw: st.DrawFn, numbers: Integers | None, least_batch: int = 0) -> Case:
+def cases(draw: st.DrawFn, numbers: Numbers, least_batch: int = 0) -> Case:
     """Layers of all kinds in some numbers."""
     layer = draw(layers(least_batch=least_batch))
     return in_numbers(layer, numbers, extreme=draw(st.booleans()))

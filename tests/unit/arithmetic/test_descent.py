@@ -212,10 +212,10 @@ def test_devices_do_what_the_rule_says_up_to_rounding(rule: Descent, seed: int) 
         assert bool(((one - other).abs() <= 6 * UNIT * size + 1e-43).all())
 
 
-def test_a_step_without_momentum_leaves_none() -> None:
+def test_a_step_without_momentum_leaves_it_as_it_is() -> None:
     weight, momentum, gradient = gradients(3, 4)
     moved, after = Descent.sgd(LR, weight_decay=0.5).moved(weight, momentum, gradient)
-    assert torch.equal(after, torch.zeros(4))
+    assert torch.equal(after, momentum)
     torch.testing.assert_close(moved, weight - LR * (gradient + 0.5 * weight))
 
 

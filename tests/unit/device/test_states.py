@@ -101,14 +101,15 @@ def test_blocks_of_integers_have_no_other_parts(dtype: torch.dtype) -> None:
 # A rule without momentum after one with
 
 
-def test_a_step_without_momentum_leaves_none() -> None:
-    """The rule says M <- 0, and the owner's images of it do as the rule says."""
-    pupil, layout, _ = trained()
+def test_a_step_without_momentum_leaves_it_as_it_is() -> None:
+    pupil, layout, state = trained()
+    before = state[2].clone()
+    assert before.any()
     pupil.step(3, layout.slices, [], PLAIN)
-    assert not pupil.state(layout)[2].any()
+    assert torch.equal(pupil.state(layout)[2], before)
 
 
-def test_momentum_that_begins_again_begins_with_nothing() -> None:
+def test_momentum_goes_on_where_it_was_when_it_is_used_again() -> None:
     pupil, layout, state = trained()
     rules = [Descent.sgd(0.125, weight_decay=0.5), Descent.sgd(0.125, momentum=0.75, weight_decay=0.5)]
     weight, momentum = state[0].double() + state[1].double(), state[2].double()

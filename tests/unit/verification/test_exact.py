@@ -49,7 +49,7 @@ class Uneven(Entropy):
 
 
 def check_of(case: Case, entropy: Entropy) -> ExactCheck:
-    assert case.numbers is not None
+    assert isinstance(case.numbers, Integers)
     return ExactCheck([case.weights], case.grid, entropy, numbers=case.numbers, bound=case.bound)
 
 

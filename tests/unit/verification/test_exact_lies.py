@@ -144,7 +144,7 @@ def test_no_lie_passes_in_one_position_of_a_convolution(numbers: Integers, part:
 
 def weaken(case: Case, bits: int, vectors: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], ExactCheck]:
     """Return what makes checks of so few bits: with a bound that leaves no more room, or fewer bits of a float64."""
-    assert case.numbers is not None
+    assert isinstance(case.numbers, Integers)
     outputs_bits = (case.grid.outputs - 1).bit_length()
     monkeypatch.setattr(exact, "MISS_BITS", bits * vectors)
     bound = 2 ** (63 - outputs_bits - bits) - 1

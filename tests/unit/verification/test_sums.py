@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import grad
 
-from awfulowl.blocks.kernels import Kernel
+from awfulowl.blocks.kernels import Convolution, Dense, Kernel, output_shape
 from awfulowl.randomness import Entropy
 from awfulowl.verification import sums as module
-from awfulowl.verification.sums import Sums, compare, expect
+from awfulowl.verification.sums import Sums, Transposed, compare, expect, multiply, taps
 from awfulowl.verification.vectors import Keeping, Vectors
 from tests.unit.verification.shapes import Layer, convolution, dense, layers, slow_measure, some
 
@@ -159,3 +160,62 @@ def test_threads_do_not_share_buffers() -> None:
         for result in pool.map(lambda _: measure(layer, layer.y), range(40)):
             assert torch.equal(result.residue, expected.residue)
             assert torch.equal(result.energy, expected.energy)
+
+
+def transpose(weights: torch.Tensor, kernel: Convolution, dy: torch.Tensor, space: tuple[int, ...]) -> torch.Tensor:
+    """What PyTorch says of the gradient of a convolution's inputs."""
+    invert = grad.conv1d_input if len(space) == 1 else grad.conv2d_input
+    size = len(dy), weights.shape[1], *space
+    result: torch.Tensor = invert(size, weights, dy, kernel.stride, kernel.padding, kernel.dilation)  # type: ignore[no-untyped-call]
+    return result
+
+
+@some
+@given(layers(least_batch=1))
+def test_transposed_products_are_gradients_of_inputs(layer: Layer) -> None:
+    """Of any space that leads to the same positions: those of dy do not tell it where strides skip inputs."""
+    kernel, size, space = layer.grid.kernel, layer.grid.size, tuple(layer.x.shape[2:])
+    outputs = layer.grid.outputs
+    generator = torch.Generator().manual_seed(1)
+    p = torch.randn(*size, 3, outputs, generator=generator, dtype=torch.float64)
+    positions = output_shape(kernel, outputs, size, layer.x.shape)[2:]
+    dy = torch.randn(2, outputs, *positions, generator=generator)
+    found = multiply(Transposed(kernel), p, dy, space)
+    weights = p.movedim((-1, -2), (0, 1))
+    exact = transpose(weights, kernel, dy.double(), space) if isinstance(kernel, Convolution) else dy.double() @ weights
+    torch.testing.assert_close(found.transpose(0, 1), exact)
+
+
+@pytest.mark.parametrize("space", [(7,), (8,), (9,)])
+def test_transposed_taps_are_those_of_the_product_the_other_way_round(space: tuple[int, ...]) -> None:
+    kernel = Convolution((3,), (1,), (2,))
+    there = list(taps(kernel, (2,), space, (3,)))
+    back = list(taps(Transposed(kernel), (2,), (3,), space))
+    assert back == [(sources, targets) for targets, sources in there]
+    assert list(taps(Transposed(Dense()), (), (), ())) == [((), ())]
+
+
+@pytest.mark.parametrize(
+    "layer", [convolution((6, 4, 3, 2), (7, 5), 3, stride=2), dense(6, 4, 3)], ids=["conv", "dense"]
+)
+def test_transposed_sums_are_measured_as_written_out(layer: Layer) -> None:
+    """A product the other way is the product with the weights turned round: same residues, same energies."""
+    kernel, size, space = layer.grid.kernel, layer.grid.size, tuple(layer.x.shape[2:])
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    dy = torch.randn(layer.y.shape, generator=generator)
+    weights = layer.weights.double()
+    p = torch.einsum("ki,oi...->...ko", q, weights)
+    v = torch.einsum("ki,oi...->...ko", q.square(), weights.square()).float()
+    dx = torch.randn(layer.x.shape, generator=generator)
+    secrets = Vectors(q, p, v, 1.0, q.square().float())
+    found = compare(expect(Transposed(kernel), secrets, dy, space), dx)
+
+    def back(weights: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+        return transpose(weights, kernel, dy, space) if isinstance(kernel, Convolution) else dy @ weights
+
+    error = torch.einsum("ki,bi...->bk...", q, dx.double() - back(weights, dy.double()))
+    energy = back(weights.square(), dy.double().square()) + dx.double().square()
+    spread = torch.einsum("ki,bi...->bk...", q.square(), energy)
+    torch.testing.assert_close(found.residue.T, error.flatten(2).norm(dim=2) if size else error.abs())
+    torch.testing.assert_close(found.energy.T, spread.flatten(2).sum(dim=2) if size else spread, rtol=1e-4, atol=0)
