@@ -13,7 +13,9 @@ each column of W (row, for images from the right), in units of κ u² (`verifica
   energy of the change, which three images estimate without bias.
 - `noise`, the variance of what sums of float32 products leave behind: with n products in each number of a gradient it
   gains (n + 3)/3 (Σ_b |dy_b|² x_bj² + |G_j|²) a step, and is then carried along by the rule of descent as the
-  covariance of errors in weights and momentum. Errors of different steps are taken for independent.
+  covariance of errors in weights and momentum. Errors of different steps are taken for independent. So they are as soon
+  as anything about a batch changes; the same x and dy to the last bit at dozens of steps, such as constant inputs whose
+  gradients are saturated, err alike each time, and may look like a lie.
 - `drag`, an amplitude: each update rounds each number once or a few times. Where nothing happens (a dead input, a
   constant momentum) such a rounding can be the same at every step, so these are added up as if they always were.
 """
