@@ -13,9 +13,12 @@ each column of W (row, for images from the right), in units of κ u² (`verifica
   energy of the change, which three images estimate without bias.
 - `noise`, the variance of what sums of float32 products leave behind: with n products in each number of a gradient it
   gains (n + 3)/3 (Σ_b |dy_b|² x_bj² + |G_j|²) a step, and is then carried along by the rule of descent as the
-  covariance of errors in weights and momentum. Errors of different steps are taken for independent. So they are as soon
-  as anything about a batch changes; the same x and dy to the last bit at dozens of steps, such as constant inputs whose
-  gradients are saturated, err alike each time, and may look like a lie.
+  covariance of errors in weights and momentum. Where products are alike (constant inputs with equal gradients)
+  sums err to one side, by n/4 units in the last place where they are all equal: n/(16 κ) |G_j|⁴/Σ_b |dy_b|²
+  x_bj² is added, which is that where they are equal, and no more than the rest where their signs are random.
+  Errors of different steps are taken for independent. So they are as soon as anything about a batch changes;
+  the same x and dy to the last bit at dozens of steps, such as constant inputs whose gradients are saturated,
+  err alike each time, and may look like a lie.
 - `drag`, an amplitude: each update rounds each number once or a few times. Where nothing happens (a dead input, a
   constant momentum) such a rounding can be the same at every step, so these are added up as if they always were.
 """
@@ -42,6 +45,9 @@ LARGEST_SQUARE: Final = 3.0
 _SLACK: Final = 2.0**-40
 """Of weights and momentum, relative to their length: what a device loses below the second float32."""
 
+
+_ONE_SIDED: Final = 1 / (16 * MEAN_SQUARE)
+"""Sums of n equal numbers err by up to n/4 units in the last place, always in one direction, as long as they grow."""
 
 _LEAST: Final = 1e-300
 
@@ -152,6 +158,10 @@ class Side:
         self.weight, self.momentum = rule.moved(before, self.momentum, gradient)
         sizes = [self._length_squared(one) for one in (before, self.momentum, gradient)]
         noise = (step.terms + 3) / 3 * (step.energy + sizes[2])
+        alike = sizes[2] / step.energy.double().clamp_min(
+            _LEAST
+        )  # 1 for products of random signs, `terms` for equal ones
+        noise = noise + _ONE_SIDED * step.terms * alike * sizes[2]
         self._noise = _carried(rule, self._noise, noise)
         weight, momentum, along = (size.sqrt() for size in sizes)
         # Three images of a column may all be near 0 by chance; what else is known of its length is not.

@@ -245,7 +245,9 @@ def test_errors_are_carried_by_the_rule(transposed: bool, steps: list[Descent]) 
     for seed, rule in enumerate(steps):
         step = side.step(*batch_of(layer, seed))
         gradient_squared = step.image.square().mean(dim=-2, keepdim=True)
-        variances.append((step.terms + 3) / 3 * (step.energy + gradient_squared))
+        alike = step.terms * gradient_squared**2 / step.energy.double().clamp_min(1e-300)
+        random = (step.terms + 3) / 3 * (step.energy + gradient_squared)
+        variances.append(random + alike / (16 * MEAN_SQUARE))
         sources = [moved(rule, *source, zero) for source in sources] + [moved(rule, zero, zero, one)]
         side.move(rule, step)
     for number, found in ((0, side._noise[0]), (1, side._noise[2])):
