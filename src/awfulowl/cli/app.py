@@ -19,6 +19,7 @@ from awfulowl.cli.identity import identity
 from awfulowl.cli.inspect import inspect
 from awfulowl.cli.plan import plan
 from awfulowl.cli.run import run
+from awfulowl.cli.train import train
 from awfulowl.errors import AwfulOwlError
 
 _PROGRAM: Final = "owl"
@@ -33,7 +34,8 @@ app: Final = typer.Typer(
 )
 
 EXAMPLES: Final[dict[Callable[..., None], str]] = {
-    demo: "owl demo --devices 8 --json demo.json",
+    demo: "owl demo --devices 8 --json demo.json; owl demo train --curve loss.png",
+    train: "owl train digits -o trained; owl train cifar10 --data cifar-10-python.tar.gz -o trained --resume",
     inspect: "owl inspect vgg16 --devices 8 --json vgg16.json",
     plan: "owl plan vgg16 --devices 8 -o plan.owl; owl plan --show plan.owl",
     identity: "owl identity d1 -o d1.key > d1.json",

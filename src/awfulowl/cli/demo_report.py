@@ -122,7 +122,7 @@ def show(found: Demonstration, console: Console) -> None:
     console.print()
     tables.exposure(console, found.exposure)
     comparison.show(found.modes, console)
-    tables.bullets(console, "What the owner noticed", [_sentence(one) for one in found.happenings])
+    tables.bullets(console, "What the owner noticed", [sentence(one) for one in found.happenings])
     tables.bullets(console, "Notes of the plan", found.notes)
     tables.bullets(console, "ALARM", found.exposure.alarms, style="bold red")
     tables.bullets(console, "Why requests were lost", found.errors, style="bold red")
@@ -171,6 +171,7 @@ def _taken_back(found: Demonstration) -> list[tuple[str, str]]:
     return [("taken back by the owner", f"{counted(found.layers_taken_back, 'layer')}: no other device may see more")]
 
 
-def _sentence(one: Happening) -> str:
+def sentence(one: Happening) -> str:
+    """Return what the owner noticed, in words."""
     times = "" if one.times == 1 else f" ({one.times} times)"
     return f"{one.kind} {one.device}: {one.text}{times}" if one.device else f"{one.kind}: {one.text}{times}"

@@ -11,12 +11,18 @@ from awfulowl.errors import InputError
 if TYPE_CHECKING:
     from awfulowl.placement.ledger import Device
 
-MODELS: Final = ("digits", "mlp", "transformer", "vgg16")
-"""Names that are completed. Reading the catalogue would make every press of the tabulator wait for PyTorch."""
+MODELS: Final = ("convnet", "digits", "mlp", "transformer", "vgg16")
+RECIPES: Final = ("digits", "cifar10", "text")
+"""Names that are completed. Reading the catalogues would make every press of the tabulator wait for PyTorch."""
 
 
 def _complete_model(incomplete: str) -> list[str]:
     return _beginning(MODELS, incomplete)
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the recipes that begin so."""
+    return _beginning(RECIPES, incomplete)
 
 
 def complete_arithmetic(incomplete: str) -> list[str]:
@@ -29,8 +35,9 @@ def _beginning(words: Sequence[str], incomplete: str) -> list[str]:
 
 
 _MODEL_HELP: Final = (
-    "A reference model (digits, mlp:784-256-10, vgg16:100, transformer:causal), or path/to/file.py:function, which "
-    "runs that file; the function returns a torch.nn.Module, or one and an example of its input."
+    "A reference model (digits, mlp:784-256-10, convnet:10, vgg16:100, transformer:causal), or "
+    "path/to/file.py:function, which runs that file; the function returns a torch.nn.Module, or one and an example of "
+    "its input."
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL_HELP, autocompletion=_complete_model)]

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from awfulowl.cli.json_output import is_standard_output
@@ -59,6 +59,17 @@ class Stages:
             disable=not self._console.is_terminal,
         )
 
+        self._task: TaskID | None = None
+
+    def describe(self, text: str) -> None:
+        """Show other words for the stage that goes on; only a terminal shows them."""
+        if self._task is not None:
+            self._progress.update(self._task, description=text)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(Text(text), soft_wrap=True)
+
     def __enter__(self) -> Self:
         self._progress.start()
         return self
@@ -71,7 +82,7 @@ class Stages:
     @contextmanager
     def stage(self, text: str, total: float | None = None) -> Iterator[Advance]:
         """Show a stage while the block runs; without a total it only says that something goes on."""
-        task = self._progress.add_task(text, total=total)
+        task = self._task = self._progress.add_task(text, total=total)
         started = _now()
         yield lambda done: self._progress.update(task, completed=done)
         self._progress.update(task, total=1 if total is None else total, completed=total or 1)

@@ -89,9 +89,12 @@ class Learner:
         self._make_room()
 
     def _make_room(self) -> None:
-        """Forget kept inputs, the oldest first."""
-        while self.held_bytes > self._limits.activation_bytes and self._kept:
-            self._kept.popitem(last=False)
+        """Forget kept inputs, then jobs, the oldest first; who misses them sends them again."""
+        while self.held_bytes > self._limits.activation_bytes and (self._kept or len(self._jobs) > 1):
+            if self._kept:
+                self._kept.popitem(last=False)
+            else:
+                del self._jobs[next(iter(self._jobs))]
 
     def apply_transposed(self, request: ApplyTransposed, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Multiply gradients by transposed weights, and take note of the job: for each term (batch, inputs, *space).
@@ -208,13 +211,13 @@ class Learner:
         yield from found
 
     def step(self, request: Step) -> None:
-        """Move all blocks at these slices, once for each number of a step.
+        """Move all blocks of some rectangles, once for each number of a step.
 
         Raises:
             RefusedError: a block or a job is not here, or the blocks are at another step; nothing moved.
             LimitError: there is no room for what is kept beside the weights; nothing moved.
         """
-        sheets = self._store.sheets(request.slices)
+        sheets = self._store.of(request.terms)
         if any(not sheet.weights.planes.is_floating_point() for sheet in sheets):
             raise RefusedError("step: blocks of integers are not trained")
         todo = [sheet for sheet in sheets if sheet.state.step != request.step]
@@ -234,7 +237,7 @@ class Learner:
                 descend(request.rule, [one[rows] for one in state[: wanted + 1]], part)
             sheet.state.step = request.step
         if todo:
-            self.forget(request.slices)
+            self.forget([handle for term in request.terms for handle in term.slices])
 
     def measure(self, request: Measure) -> Tensor:
         """Return the sum of the squares of a gradient, as 1 float64.

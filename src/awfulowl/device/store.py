@@ -261,14 +261,26 @@ class Store:
         """
         return list({id(sheet): sheet for handle in slices for sheet in self.at(handle)}.values())
 
-    def freeze(self, slices: Sequence[bytes], number: int) -> None:
-        """Copy the blocks at some slices under a number; 0 forgets the copies.
+    def of(self, terms: Sequence[Term]) -> list[Held]:
+        """Return every sheet that lies in the rectangles rows x slices, once.
+
+        Raises:
+            RefusedError: a slice is not here.
+        """
+        found: dict[int, Held] = {}
+        for term in terms:
+            rows = set(term.rows)
+            found |= {id(sheet): sheet for sheet in self.sheets(term.slices) if rows.issuperset(sheet.rows)}
+        return list(found.values())
+
+    def freeze(self, terms: Sequence[Term], number: int) -> None:
+        """Copy the blocks of some rectangles under a number; 0 forgets the copies.
 
         Raises:
             RefusedError: a slice is not here, or its blocks are integers.
             LimitError: there is no room for copies.
         """
-        sheets = self.sheets(slices)
+        sheets = self.of(terms)
         if any(not sheet.weights.planes.is_floating_point() for sheet in sheets):
             raise RefusedError("freeze: blocks of integers do not change")
         if number:

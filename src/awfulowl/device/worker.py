@@ -201,8 +201,8 @@ class Worker:
                     self._store.load(body, request.tensors)
                 case verbs.Step() as body:
                     self.learner.step(body)
-                case verbs.Freeze(slices=slices, number=number):
-                    self._store.freeze(slices, number)
+                case verbs.Freeze(terms=terms, number=number):
+                    self._store.freeze(terms, number)
                 case verbs.Release(slices=slices):
                     self._store.release(slices)
                     self.learner.forget(slices)

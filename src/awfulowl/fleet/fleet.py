@@ -3,7 +3,7 @@
 import atexit
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -24,7 +24,7 @@ from awfulowl.owner.loading import Progress
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.math_threads import single_threaded
 from awfulowl.owner.modules import scatter
-from awfulowl.owner.optimizer import Course, FleetSGD, places, trainable
+from awfulowl.owner.optimizer import Course, FleetSGD, clear_with, places, trainable
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.pipeline import pipelined
 from awfulowl.owner.policy import Policy
@@ -60,6 +60,7 @@ class Fleet:
         self._scattered: weakref.WeakKeyDictionary[nn.Module, tuple[Deployment, tuple[Part, ...]]] = (
             weakref.WeakKeyDictionary()
         )
+        self._saving: weakref.WeakKeyDictionary[nn.Module, Future[Path]] = weakref.WeakKeyDictionary()
         self._closed = False
         self._loop.run(self._open(), 30)
         atexit.register(self.close)
@@ -156,6 +157,8 @@ class Fleet:
             for history, begun in zip(deployment.histories, momentum_begun(checkpoint, plan), strict=True):
                 history.has_momentum = begun
         self._scattered[scattered] = deployment, parts
+        if isinstance(deployment, TrainedDeployment):
+            clear_with(scattered, deployment)
         return scattered
 
     def _check_domains(self, plan: Plan) -> None:
@@ -256,6 +259,9 @@ class Fleet:
             UnavailableError: there is nobody honest for some block.
         """
         deployment, parts = self._training(scattered)
+        pending = self._saving.get(scattered)
+        if pending is not None:
+            wait([pending])  # each block is copied once at a time
         frozen = self._loop.run(freeze(deployment))
         now = moment(scattered, optimizer, self.plan_of(scattered), frozen, extra or {})
 
@@ -264,7 +270,8 @@ class Fleet:
             prune_checkpoints(directory, keep)
             return path
 
-        return self._loop.submit(work())
+        self._saving[scattered] = self._loop.submit(work())
+        return self._saving[scattered]
 
     def gather(self, scattered: nn.Module, *, timeout_s: float = 300.0) -> dict[str, Tensor]:
         """Fetch every scattered weight, verify it, and return a plain state_dict of the whole model.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from awfulowl.errors import InputError
-from awfulowl.models import vgg
+from awfulowl.models import convnet, vgg
 from awfulowl.models.digits import DigitsNet
 from awfulowl.models.mlp import Mlp
 from awfulowl.models.seeding import seeded
@@ -79,6 +79,11 @@ def load_example(text: str, *, seed: int = 0) -> Example:
     return Example(model.eval(), inputs)
 
 
+def _convnet(options: str) -> tuple[nn.Module, Tensor]:
+    classes = _number(options or "10", "convnet", "a number of classes such as convnet:10")
+    return convnet.ConvNet(classes), torch.randn(1, *convnet.IMAGE)
+
+
 def _digits(options: str) -> tuple[nn.Module, Tensor]:
     if options:
         raise InputError(f"digits takes no options, not {options!r}")
@@ -103,6 +108,7 @@ def _vgg16(options: str) -> tuple[nn.Module, Tensor]:
 
 
 CATALOGUE: Final = table(
+    Entry(name="convnet", usage="convnet or convnet:10", make=_convnet),
     Entry(name="digits", usage="digits", make=_digits),
     Entry(name="mlp", usage="mlp or mlp:784-256-10", make=_mlp),
     Entry(name="transformer", usage="transformer or transformer:causal", make=_transformer),

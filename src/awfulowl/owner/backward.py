@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Final
 
 import msgspec
 import torch
@@ -26,6 +27,9 @@ from awfulowl.wire.buffers import empty
 
 _NOBODY: frozenset[str] = frozenset()
 
+_AGAIN_S: Final = 0.5
+"""Before a device is asked again that refused, and has what nobody else has."""
+
 
 class TransposedProduct:
     """One panel's way back for one batch. Lives as long as the request."""
@@ -38,7 +42,7 @@ class TransposedProduct:
         self._grid = self._panel.grid
         self._layouts = deployment.transposed(panel)
 
-    async def multiply(self, x: Tensor, dy: Tensor, tape: Tape, order: int, *, wanted: bool) -> Tensor:
+    async def multiply(self, x: Tensor, dy: Tensor, tape: Tape, order: int, *, wanted: bool, learnt: bool) -> Tensor:
         """Return dx (batch, inputs, *space), checked, and let every holder learn of x and dy.
 
         Args:
@@ -47,6 +51,7 @@ class TransposedProduct:
             tape: of the way forward.
             order: places the jobs of this batch among those of the step.
             wanted: whether dx is needed; otherwise it is empty, and only jobs are given.
+            learnt: whether the gradients count in the next step, where the panel takes any.
 
         Raises:
             UnavailableError: nothing honest is left that could answer, or not in time.
@@ -55,7 +60,7 @@ class TransposedProduct:
         ledger = self._engine.ledger
         ledger.requests += 1
         dx = empty(x.shape if wanted else (0,))
-        trained = self._deployment.histories[self._number].trainable
+        trained = learnt and self._deployment.histories[self._number].trainable
         jobs = [
             self._job(x[one.samples], dy[one.samples], (order, turn), new=trained)
             for turn, one in enumerate(tape.passes)
@@ -67,7 +72,7 @@ class TransposedProduct:
                 await self._part(job, went.kept, dx[went.samples] if wanted else None)
 
         try:
-            async with asyncio.timeout(self._engine.policy.request_timeout_s):
+            async with asyncio.timeout(self._engine.policy.request_timeout_s), self._deployment.steady(self._number):
                 await together(one(went, job) for went, job in zip(tape.passes, jobs, strict=True))
         except (UnavailableError, InputError, TimeoutError) as error:
             for job in jobs:
@@ -235,6 +240,8 @@ class TransposedProduct:
             if not answered:
                 return []
             self._engine.ledger.failovers += 1
+            if device in avoid:  # there is no other: give it time, up to that of the request
+                await asyncio.sleep(_AGAIN_S)
             return await self._cover(answered, job, kept, avoid | {device})
         return [TransposedPiece(device, layout, tensors)] if answered else []
 

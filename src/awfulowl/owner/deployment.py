@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -144,7 +145,8 @@ class Deployment(Holdings):
     async def _replace(self, key: CellKey, avoid: Collection[str] = ()) -> bool:
         """Load a cell onto one more device, if the rules allow any."""
         loading = [device for device, cell in self._loading if cell == key and device not in avoid]
-        for device in loading or self.assignment.candidates(*key, self._alive(avoid)):
+        known = [device for device in self.assignment.ever(*key) if device in self._alive(avoid) - self.ready_on[key]]
+        for device in loading or (*known, *self.assignment.candidates(*key, self._alive(avoid))):
             if await self._settle(device, key):
                 return True
         return False
@@ -235,6 +237,11 @@ class Deployment(Holdings):
         cell = cells[self.engine.entropy.below(len(cells))]
         self.matrices(number, cell.lane, cell.rows, [cell.column])
         return self.new_check(number)
+
+    def steady(self, number: int) -> AbstractAsyncContextManager[None]:
+        """Return what keeps the weights of a panel where they are while a product is under way."""
+        del number
+        return nullcontext()
 
     async def excuses(self, number: int, piece: Piece, x: Tensor) -> bool:
         """Say whether an answer that the check rejects is right all the same: never, where weights stay as they are."""

@@ -60,9 +60,9 @@ async def _freeze_panel(deployment: TrainedDeployment, panel: int, number: int) 
 
 
 async def _ask(deployment: TrainedDeployment, panel: int, device: str, cells: Iterable[int], number: int) -> None:
-    slices = tuple({handle: None for cell in cells for handle in deployment.slices(panel, cell)})
+    body = Freeze(deployment.rectangles(panel, cells), number)
     timeout_s = deployment.engine.policy.answer_timeout_s
-    await deployment.engine.peers[device].ask(Freeze(slices, number), [], timeout_s=timeout_s)
+    await deployment.engine.peers[device].ask(body, [], timeout_s=timeout_s)
 
 
 async def fetch_frozen(deployment: TrainedDeployment, frozen: Frozen, timeout_s: float) -> list[list[Tensor]]:

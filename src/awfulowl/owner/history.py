@@ -1,7 +1,8 @@
 """What a panel under training has been through since its last snapshot: enough to bring any device to the present."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -58,13 +59,15 @@ class Tape:
     """What a product leaves behind for its way back; `number` gives what kept inputs are known by."""
 
     number: Callable[[], int]
+    keeps: bool = True
+    """Whether devices keep the inputs: for a step, which a frozen panel does not take."""
     passes: list[Pass] = field(default_factory=list)
 
     def add(self, samples: slice) -> "Recorder":
         """Begin to record the pass of some samples."""
         kept: list[Kept] = []
         self.passes.append(Pass(samples, kept))
-        return Recorder(self.number, kept)
+        return Recorder(self.number if self.keeps else lambda: 0, kept)
 
 
 class Recorder(NamedTuple):
@@ -87,6 +90,42 @@ class Taken(NamedTuple):
     rule: Descent
 
 
+class Steadiness:
+    """Lets any number of products be under way, or one step, which waits for them and keeps later ones waiting."""
+
+    def __init__(self) -> None:
+        self._products = 0
+        self._stepping = False
+        self._changed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def product(self) -> AsyncIterator[None]:
+        """Hold the weights where they are."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._stepping)
+            self._products += 1
+        try:
+            yield
+        finally:
+            self._products -= 1
+            async with self._changed:
+                self._changed.notify_all()
+
+    @asynccontextmanager
+    async def step(self) -> AsyncIterator[None]:
+        """Hold products back."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._stepping)
+            self._stepping = True
+            await self._changed.wait_for(lambda: self._products == 0)
+        try:
+            yield
+        finally:
+            self._stepping = False
+            async with self._changed:
+                self._changed.notify_all()
+
+
 @dataclass(eq=False, slots=True)
 class History:
     """One panel's steps since the last snapshot, and the jobs of the next one.
@@ -103,6 +142,7 @@ class History:
     spent: bool = False
     """Whether a step was taken along the pending jobs: they count again only after `forget`."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    steadiness: Steadiness = field(default_factory=Steadiness)
 
     @property
     def log_bytes(self) -> int:

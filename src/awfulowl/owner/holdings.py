@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 from torch import Tensor
 
-from awfulowl.errors import LocalError, PeerError
+from awfulowl.errors import LocalError, PeerError, RefusedError
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.layout import Layouts
 from awfulowl.owner.loading import CellKey, Meter, in_sheets, rows_of, stack
@@ -17,7 +17,7 @@ from awfulowl.placement.assignment import Assignment
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.plan import weights as weights_in
 from awfulowl.veil.shares import sharing_of
-from awfulowl.wire.messages import Load
+from awfulowl.wire.messages import Load, Release
 from awfulowl.wire.parts import Sheet
 
 _LOADS_AT_ONCE: Final = 2
@@ -145,13 +145,26 @@ class Holdings:
             cells = [cell for cell in cells if peer.name not in self.ready_on[number, cell]]
             if not cells:
                 return
-            await self._send_load(peer, number, cells)
-            await self.catch_up(peer, number, cells)
+            since = self.known(number)
+            try:
+                await self._send_load(peer, number, cells)
+            except RefusedError:  # it holds them among others that it was to serve before
+                await self._release(peer, number, cells)
+                await self._send_load(peer, number, cells)
+            await self.catch_up(peer, number, cells, since)
             for cell in cells:
                 self.ready_on[number, cell].add(peer.name)
         self.engine.changed()
 
-    async def catch_up(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
+    async def _release(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
+        slices = tuple(dict.fromkeys(handle for cell in cells for handle in self.slices(number, cell)))
+        await peer.ask(Release(slices), [], timeout_s=self.engine.policy.answer_timeout_s)
+
+    def known(self, number: int) -> object:
+        """Return what tells whether blocks that are loaded from now on are old when they have arrived."""
+        return number
+
+    async def catch_up(self, peer: Peer, number: int, cells: Sequence[int], since: object) -> None:
         """Bring blocks that were just loaded to the present: nothing to do for weights that stay what they are."""
 
     async def _send_load(self, peer: Peer, number: int, cells: Sequence[int]) -> None:

@@ -30,6 +30,7 @@ class _Memory(NamedTuple):
 
     x: "weakref.ref[Tensor]"
     version: int | Tensor
+    when: object
     outputs: dict[int, Tensor]
 
 
@@ -74,7 +75,7 @@ class PanelCalls:
         memory: _Memory | None = getattr(self._memory, "value", None)
         if memory is None:
             return None
-        if memory.x() is x and _unchanged(x, memory.version) and member in memory.outputs:
+        if memory.x() is x and _unchanged(x, memory.version) and memory.when == self._when and member in memory.outputs:
             y = memory.outputs.pop(member)
             if not memory.outputs:
                 self._memory.value = None
@@ -84,7 +85,14 @@ class PanelCalls:
         return None
 
     def _remember(self, x: Tensor, outputs: dict[int, Tensor]) -> None:
-        self._memory.value = _Memory(weakref.ref(x), _version(x), outputs)
+        self._memory.value = _Memory(weakref.ref(x), _version(x), self._when, outputs)
+
+    @property
+    def _when(self) -> object:
+        """What must not have changed for rows of a product to be those of now: steps, and whether gradients pass."""
+        return (
+            None if self._training is None else (self._training.histories[self._number].step, torch.is_grad_enabled())
+        )
 
     def _learns(self, x: Tensor) -> bool:
         return (
@@ -92,7 +100,7 @@ class PanelCalls:
         )
 
     def _differentiable(self, x: Tensor, members: list[int]) -> Tensor:
-        y: Tensor = FleetProduct.apply(x, self._anchor, self, members)  # type: ignore[no-untyped-call]
+        y: Tensor = FleetProduct.apply(x, self._anchor.view(()), self, members)  # type: ignore[no-untyped-call]
         return y
 
     def product(self, x: Tensor, members: Sequence[int], tape: Tape | None = None) -> Tensor:
@@ -117,9 +125,11 @@ class PanelCalls:
         """
         if self._training is None:
             raise ScatteredError(f"{self._panel.name} was scattered to be served: scatter it with train=True")
-        return Tape(self._training.number)
+        return Tape(self._training.number, keeps=self._training.histories[self._number].trainable)
 
-    def transposed(self, x: Tensor, dy: Tensor, members: Sequence[int], tape: Tape, *, wanted: bool) -> Tensor | None:
+    def transposed(
+        self, x: Tensor, dy: Tensor, members: Sequence[int], tape: Tape, *, wanted: bool, learnt: bool
+    ) -> Tensor | None:
         """Return Wᵀ dy for the rows of some members, and have the fleet learn of x and dy."""
         if self._training is None or not tape.passes:
             return torch.zeros_like(x) if wanted else None
@@ -135,7 +145,8 @@ class PanelCalls:
                 position += span.size
             gradients = whole
         work = TransposedProduct(self._training, self._number)
-        dx = self._loop.run(work.multiply(inputs, gradients, tape, self._training.call(), wanted=wanted))
+        order = self._training.call()
+        dx = self._loop.run(work.multiply(inputs, gradients, tape, order, wanted=wanted, learnt=learnt))
         return dx.reshape(x.shape).to(x.device) if wanted else None
 
     def _flat(self, x: Tensor, features: int) -> Tensor:

@@ -40,6 +40,9 @@ class FleetSGD(torch.optim.SGD):
     is known to have missed it.
     """
 
+    _step_supports_amp_scaling = True
+    """So that a GradScaler says that it is there, and can be refused: it would unscale what is kept alone."""
+
     def __init__(
         self,
         course: Course,
@@ -83,6 +86,10 @@ class FleetSGD(torch.optim.SGD):
             UnavailableError: the step was taken, and nothing honest is left that could give a snapshot that is due.
             InputError: gradients or settings are not finite, or momentum is 1 or more; nothing has moved.
         """
+        if hasattr(self, "grad_scale"):
+            raise InputError("gradients were scaled by a GradScaler: devices compute in float32 and need none")
+        if self._training.is_spent:
+            raise InputError("these gradients were followed already: call zero_grad(), and backward() again")
         if closure is not None:
             raise InputError("closures ask for several passes in one step, which devices do not take; call step()")
         rules = {number: self._rule(group, number) for number, group in self._groups().items()}
@@ -90,11 +97,24 @@ class FleetSGD(torch.optim.SGD):
         for one in kept:
             if one.grad is not None and not bool(one.grad.isfinite().all()):
                 raise InputError("a gradient is not finite (is the loss?): nothing has moved; call zero_grad()")
-        self._loop.run(self._training.step(rules))
+        interrupted = self._step_elsewhere(rules)
         self._step_here()
         self.steps += 1
+        if interrupted is not None:
+            raise interrupted
         self._loop.run(self._training.look_after())
         return None
+
+    def _step_elsewhere(self, rules: Mapping[int, Descent]) -> KeyboardInterrupt | None:
+        """Let devices step; an interrupt is returned when they have, since half a step would be none."""
+        interrupted, future = None, self._loop.submit(self._training.step(rules))
+        while True:
+            try:
+                future.result()
+            except KeyboardInterrupt as error:
+                interrupted = error
+            else:
+                return interrupted
 
     def clip_grad_norm_(self, max_norm: float) -> float:
         """Scale all gradients, here and at devices, so that together they are no longer than `max_norm`.
@@ -108,7 +128,8 @@ class FleetSGD(torch.optim.SGD):
         """
         own = [one.grad for group in self.param_groups for one in group["params"] if one.grad is not None]
         squares = sum(float(grad.double().square().sum()) for grad in own)
-        norm = math.sqrt(squares + self._loop.run(squared_norm(self._training, sorted(self._groups()))))
+        elsewhere = self._loop.run(squared_norm(self._training, sorted(self._groups())))
+        norm = math.sqrt(squares + self._scale**2 * elsewhere)  # devices have not scaled yet
         if not math.isfinite(norm):
             raise InputError("gradients are not finite (is the loss?): nothing has moved; call zero_grad()")
         scale = min(1.0, max_norm / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
@@ -183,6 +204,17 @@ class FleetSGD(torch.optim.SGD):
             scale=-self._scale if group["maximize"] else self._scale,
             first=not self._training.histories[number].has_momentum,
         )
+
+
+def clear_with(scattered: nn.Module, deployment: TrainedDeployment) -> None:
+    """Let `scattered.zero_grad()` clear gradients at devices, too: many call it instead of the optimizer's."""
+    kept = scattered.zero_grad
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        kept(set_to_none)
+        deployment.forget()
+
+    vars(scattered)["zero_grad"] = zero_grad
 
 
 def places(

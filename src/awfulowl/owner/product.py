@@ -103,7 +103,7 @@ class Product:
         ledger = self._engine.ledger
         ledger.requests += 1
         try:
-            async with asyncio.timeout(self._engine.policy.request_timeout_s):
+            async with asyncio.timeout(self._engine.policy.request_timeout_s), self._deployment.steady(self._number):
                 return await self._all_parts(x)
         except KeptError:
             return await self._engine.compute(lambda: self._deployment.multiply_here(self._number, x, self._outputs))

@@ -39,7 +39,7 @@ class Vault:
         path = self._path(number)
         side = path.with_suffix(".new")
         try:
-            save_file(dict(zip(PARTS, state, strict=True)), side)
+            save_file(dict(zip(PARTS, state, strict=False)), side)
             side.replace(path)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"the state of panel {number} cannot be written to {self._directory}: {error}") from error
@@ -52,7 +52,7 @@ class Vault:
         """
         try:
             found = load_file(self._path(number))
-            return [found[part] for part in PARTS]
+            return [found[part] for part in PARTS if part in found]
         except (OSError, KeyError, SafetensorError) as error:
             raise ModelError(f"the state of panel {number} in {self._directory} cannot be read: {error}") from error
 
@@ -61,14 +61,16 @@ class Vault:
 
 
 class Trained(Floats):
-    """float32 that moves: blocks are those of the last snapshot, which is the model itself at first."""
+    """float32 that moves: blocks are those of the last snapshot, which is the model at first."""
 
     fetched = len(PARTS)
 
     def __init__(self, panel: Panel, number: int, weights: Sequence[Tensor], sharing: Sharing, vault: Vault) -> None:
-        super().__init__(panel, weights, sharing)
+        """Copy the weights into the vault: the model may be used otherwise from then on."""
+        super().__init__(panel, (), sharing)
         self._number = number
         self._vault = vault
+        vault.save(number, [torch.cat([weight.float() for weight in weights])])
 
     @property
     def state_bytes(self) -> int:
@@ -82,22 +84,21 @@ class Trained(Floats):
             ModelError: it cannot be written.
         """
         self._vault.save(self._number, state)
-        self._weights = ()
         self.parts, self.step = len(PARTS), step
 
-    def _state(self) -> list[Sequence[Tensor]]:
-        return [self._weights] if self._weights else [[part] for part in self._vault.load(self._number)]
+    def _state(self) -> list[Tensor]:
+        return self._vault.load(self._number)
 
     def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> TrainingCheck:
         """Draw secrets that follow the weights from the last snapshot on."""
-        weight, *others = [torch.cat([tensor.float() for tensor in part]) for part in self._state()]
+        weight, *others = self._state()
         known = [weight, *others[:1]]
         return TrainingCheck(known, self._panel.grid, entropy, momentum=others[1:], apart=apart)
 
     def matrices(self, check: AnyCheck, lane: int, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
         """Return the parts of the blocks as they were at the last snapshot."""
         del check, lane
-        return [rectangle(part, self._panel.grid, rows, columns, mapped) for part in self._state()]
+        return [rectangle([part], self._panel.grid, rows, columns, mapped) for part in self._state()]
 
     def is_matrix(
         self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: list[Tensor]

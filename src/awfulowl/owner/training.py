@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Final
 
@@ -31,7 +32,8 @@ from awfulowl.owner.witness import witness
 from awfulowl.placement.plan import Plan
 from awfulowl.verification.training import TrainingCheck
 from awfulowl.wire.digest import digest
-from awfulowl.wire.messages import Commit, Release, Step
+from awfulowl.wire.messages import Commit, Step
+from awfulowl.wire.parts import Term
 
 STEP_TIMEOUT_FACTOR: Final = 6.0
 """A step computes the gradient of all blocks of a panel, which takes longer than a product."""
@@ -132,6 +134,11 @@ class TrainedDeployment(Deployment):
         for history in self.histories:
             history.forget()
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether a step was taken along all gradients that there are."""
+        return any(one.spent for one in self.histories) and not any(one.pending for one in self.histories)
+
     async def see(self, number: int, job: Job) -> None:
         """Compute what a job adds to the images of the gradient.
 
@@ -176,9 +183,9 @@ class TrainedDeployment(Deployment):
             await self.snapshot(number)
 
     async def _step(self, number: int, rule: Descent) -> None:
-        history, check = self.histories[number], self.check(number)
-        async with history.lock:
-            holders = self.in_step(number)
+        history = self.histories[number]
+        async with history.steadiness.step(), history.lock:
+            check, holders = self.check(number), self.in_step(number)
             taken = history.take(rule)
             self.engine.ledger.steps += 1
             following = asyncio.ensure_future(self._follow(check, taken))
@@ -201,12 +208,15 @@ class TrainedDeployment(Deployment):
             self.behind(device, number, cells)
 
     async def _ask_step(self, peer: Peer, number: int, cells: Sequence[int], taken: Taken) -> None:
-        slices = tuple({handle: None for cell in cells for handle in self.slices(number, cell)})
         jobs = tuple(job.number for job in taken.jobs)
-        body = Step(slices=slices, step=taken.step, jobs=jobs, rule=taken.rule)
+        body = Step(terms=self.rectangles(number, cells), step=taken.step, jobs=jobs, rule=taken.rule)
         await peer.ask(body, [], timeout_s=self.engine.policy.answer_timeout_s * STEP_TIMEOUT_FACTOR)
 
-    async def catch_up(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
+    def known(self, number: int) -> object:
+        """Return the log of what happened since the last snapshot: a later one begins another."""
+        return self.histories[number].log
+
+    async def catch_up(self, peer: Peer, number: int, cells: Sequence[int], since: object) -> None:
         """Replay to a device, whose blocks are those of the last snapshot, all that happened since.
 
         When this returns nothing is missing, as long as the caller does not wait for anything.
@@ -217,7 +227,7 @@ class TrainedDeployment(Deployment):
         history = self.histories[number]
         log, given, position = history.log, set[int](), 0
         while True:
-            if history.log is not log:
+            if history.log is not since:
                 raise GoneError(f"{peer.name}: there is a newer snapshot of {self.panels[number].name}")
             taken = log[position] if position < len(log) else None
             jobs = history.pending if taken is None else taken.jobs
@@ -231,6 +241,16 @@ class TrainedDeployment(Deployment):
                 await self._ask_step(peer, number, cells, taken)
             else:
                 return
+
+    def rectangles(self, number: int, cells: Iterable[int]) -> tuple[Term, ...]:
+        """Return cells as rectangles of blocks: those of equal rows in one."""
+        panel, by_rows = self.panels[number], dict[tuple[int, ...], list[bytes]]()
+        for cell in cells:
+            by_rows.setdefault(panel.cells[cell].rows, []).extend(self.slices(number, cell))
+        return tuple(
+            Term(rows=tuple(panel.row_handles[row] for row in rows), slices=tuple(slices))
+            for rows, slices in by_rows.items()
+        )
 
     # Snapshots
 
@@ -266,6 +286,10 @@ class TrainedDeployment(Deployment):
     def largest_weight(self, number: int) -> float:
         """Return a number that no absolute weight of a panel is larger than by now, as far as its images tell."""
         return self.check(number).largest_weight
+
+    def steady(self, number: int) -> AbstractAsyncContextManager[None]:
+        """Return what holds a step of a panel back while a product is under way, and products while it steps."""
+        return self.histories[number].steadiness.product()
 
     def used(self, number: int, samples: int) -> None:
         """Count a product."""
@@ -377,10 +401,9 @@ class TrainedDeployment(Deployment):
             self.engine.spawn(self._reload(peer, number, list(cells)))
 
     async def _reload(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
-        slices = tuple({handle: None for cell in cells for handle in self.slices(number, cell)})
         try:
             async with self.loading_onto.setdefault(peer.name, asyncio.Lock()):
-                await peer.ask(Release(slices), [], timeout_s=self.engine.policy.answer_timeout_s)
+                await self._release(peer, number, cells)
         except PeerError as error:
             self.engine.note("load failed", peer.name, str(error))
         await self.load_duties(peer)

@@ -99,18 +99,23 @@ def train(
         between: called after every step and its evaluation.
 
     Raises:
-        InputError: the loss or an evaluation is not finite.
+        InputError: the loss, a gradient or an evaluation is not finite; nothing moved along it.
         UnavailableError: nothing honest is left that could answer.
     """
     batches = Batches(task.train, recipe.batch, recipe.seed)
     total = recipe.total(batches.per_epoch)
     schedule = _schedule(optimizer, recipe, total, progress.step)
     while progress.step < total:
-        progress.losses.append(_step(model, optimizer, batches.at(progress.step), recipe, progress.step))
-        schedule.step()
-        if progress.step == total or (recipe.eval_every and progress.step % recipe.eval_every == 0):
-            figure = _finite(evaluate(model, task), "the evaluation", recipe, progress.step)
-            progress.evaluations.append(Evaluation(progress.step, figure))
+        try:
+            progress.losses.append(_step(model, optimizer, batches.at(progress.step), recipe))
+            schedule.step()
+            if progress.step == total or (recipe.eval_every and progress.step % recipe.eval_every == 0):
+                progress.evaluations.append(Evaluation(progress.step, _finite(evaluate(model, task), "evaluation")))
+        except InputError as error:
+            raise InputError(
+                f"after {progress.step} steps: {error}. If it diverged: lower lr ({recipe.lr:g}), set clip, or "
+                "lengthen warmup; checkpoints are as they were"
+            ) from error
         if not between(progress):
             return progress.step == total
     return True
@@ -123,13 +128,13 @@ def _schedule(optimizer: Optimizer, recipe: Recipe, total: int, step: int) -> La
     return LambdaLR(optimizer, lambda done: recipe.factor(done, total), last_epoch=step - 1)
 
 
-def _step(model: nn.Module, optimizer: Optimizer, batch: Labelled, recipe: Recipe, step: int) -> float:
+def _step(model: nn.Module, optimizer: Optimizer, batch: Labelled, recipe: Recipe) -> float:
     """Take one step and return its loss."""
     optimizer.zero_grad()
     whole = 0.0
     for part in _parts(batch, recipe.micro_batches):
         value = loss(model, part) / recipe.micro_batches
-        whole += _finite(value.item(), "the loss", recipe, step)
+        whole += _finite(value.item(), "loss")
         torch.autograd.backward(value)
     if recipe.clip is not None:
         optimizer.clip_grad_norm_(recipe.clip)
@@ -141,10 +146,7 @@ def _parts(batch: Labelled, count: int) -> Iterator[Labelled]:
     return map(Labelled, *(torch.chunk(tensor, count) for tensor in batch))
 
 
-def _finite(value: float, what: str, recipe: Recipe, step: int) -> float:
+def _finite(value: float, what: str) -> float:
     if not math.isfinite(value):
-        raise InputError(
-            f"{what} is {value} after {step} steps: nothing moved along it. Lower lr ({recipe.lr:g}), or set clip or "
-            "more warmup in the recipe; what was kept before is as it was"
-        )
+        raise InputError(f"the {what} is {value}")
     return value

@@ -14,7 +14,7 @@ from awfulowl.models.archives import read_bounded
 
 Data = Literal["digits", "cifar10", "cifar100", "text"]
 Schedule = Literal["constant", "cosine"]
-Augment = Literal["none", "flip"]
+Augment = Literal["none", "flip", "crop"]
 
 _MOST_BYTES: Final = 64 * KIB
 _WHERE: Final = " - at `$."
@@ -59,7 +59,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     clip: Rate | None = None
     """The longest gradient that a step follows; None: any."""
     augment: Augment = "none"
-    """flip: half of the images of a batch are mirrored."""
+    """flip: half of the pictures are mirrored; crop: they are moved by up to 4 pixels besides."""
     context: Annotated[int, Meta(ge=1, le=4096)] = 64
     """Characters of text that the model sees at once."""
     seed: Annotated[int, Meta(ge=0, le=2**62)] = 0
@@ -76,7 +76,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise InputError(f"micro_batches: {self.micro_batches} do not divide a batch of {self.batch}")
         if self.nesterov and not self.momentum:
             raise InputError("nesterov: it looks ahead along the momentum, so momentum must be above 0")
-        if self.augment == "flip" and self.data not in {"cifar10", "cifar100"}:
+        if self.augment != "none" and self.data not in {"cifar10", "cifar100"}:
             raise InputError(f"augment: {self.augment} is for pictures that may be mirrored, not for {self.data}")
         for field in ("lr", "momentum", "weight_decay", "clip"):
             value = getattr(self, field)
@@ -122,14 +122,14 @@ BUILT_IN: Final[Mapping[str, Recipe]] = {
         name="cifar10",
         model="convnet",
         data="cifar10",
-        epochs=6,
+        epochs=12,
         batch=128,
-        lr=0.1,
+        lr=0.05,
         momentum=0.9,
         nesterov=True,
         weight_decay=5e-4,
         schedule="cosine",
-        warmup=200,
+        warmup=400,
         augment="flip",
         checkpoint_every=100,
         eval_every=390,
@@ -138,15 +138,15 @@ BUILT_IN: Final[Mapping[str, Recipe]] = {
         name="text",
         model="characters",
         data="text",
-        steps=2000,
+        steps=1000,
         batch=32,
-        lr=0.3,
+        lr=1.0,
         momentum=0.9,
         schedule="cosine",
         warmup=100,
         clip=1.0,
         context=64,
-        checkpoint_every=100,
+        checkpoint_every=50,
         eval_every=500,
     ),
 }

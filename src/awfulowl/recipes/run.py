@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from awfulowl.errors import AwfulOwlError
 from awfulowl.fleet.fleet import Fleet
 from awfulowl.models.seeding import seeded
-from awfulowl.owner.loading import Progress as Loading
 from awfulowl.owner.optimizer import FleetSGD
 from awfulowl.placement.plan import Plan
 from awfulowl.recipes import saving
@@ -79,16 +78,15 @@ def train_here(recipe: Recipe, task: Task, between: Between = go_on) -> Outcome:
 class FleetRun(NamedTuple):
     """How a recipe is run on a fleet.
 
-    `home` is where checkpoints go, None: nowhere. `resume` goes on from the newest of them. `on_change` is told of
-    every change of the plan before it happens, `loading` of bytes loaded, `report` of checkpoints that failed.
+    `home` is where checkpoints go, None: nowhere. `resumed` is where to go on (`saving.read`), None: from the start.
+    `on_change` is told of every change of the plan before it happens, `report` of checkpoints that failed.
     """
 
     fleet: Fleet
     plan: Plan
     home: saving.Home | None = None
-    resume: bool = False
+    resumed: saving.Resumed | None = None
     on_change: Callable[[Plan], None] | None = None
-    loading: Loading | None = None
     report: Report = lambda _: None
 
 
@@ -129,6 +127,7 @@ class Writer:
             self._complain(error)
 
     def _complain(self, error: AwfulOwlError) -> None:
+        self._step = -1
         self._run.report(f"a checkpoint failed, the one before is as it was, and the next will be tried: {error}")
 
 
@@ -136,26 +135,22 @@ def train_on_fleet(recipe: Recipe, task: Task, run: FleetRun, between: Between =
     """Train a copy of the task's model on a fleet; when `between` says stop, after a last checkpoint.
 
     Raises:
-        CheckpointError: what is to be resumed is damaged, or of another recipe, model or data.
+        CheckpointError: what is to be resumed is of another model.
         InputError: the loss is not finite.
         UnavailableError: nothing honest is left that could answer.
     """
     started, fleet = time.perf_counter(), run.fleet
-    data = "" if run.home is None else task.digest()
-    resumed, progress = None, Progress()
-    if run.resume and run.home is not None:
-        resumed, progress = saving.read(run.home.checkpoints, recipe, data)
-    began, before, writer = progress.step, fleet.statistics, Writer(run, recipe, data)
+    checkpoint, progress = run.resumed or (None, Progress())
+    began, before = progress.step, fleet.statistics
+    writer = Writer(run, recipe, "" if run.home is None else task.digest())
     with seeded(recipe.seed):
-        scattered = fleet.scatter(
-            task.model, run.plan, train=True, checkpoint=resumed, on_change=run.on_change, progress=run.loading
-        )
+        scattered = fleet.scatter(task.model, run.plan, train=True, checkpoint=checkpoint, on_change=run.on_change)
         optimizer = fleet.optimizer(scattered, **options(recipe))
-        if resumed is None:
+        if checkpoint is None:
             writer.write(scattered, optimizer, progress)
         else:
-            optimizer.load(resumed)
-            resumed.restore_random_state()
+            optimizer.load(checkpoint)
+            checkpoint.restore_random_state()
 
         def pause(now: Progress) -> bool:
             if recipe.checkpoint_every and now.step % recipe.checkpoint_every == 0:
@@ -166,8 +161,10 @@ def train_on_fleet(recipe: Recipe, task: Task, run: FleetRun, between: Between =
             finished = train(scattered, optimizer, task, recipe, progress, pause)
             if not finished:
                 writer.write(scattered, optimizer, progress)
-        finally:
+        except AwfulOwlError:
             writer.settle()
+            raise
+        writer.settle()
     trained = _trained(recipe, task, progress, (began, started, finished))
     counts = {name: number - before[name] for name, number in fleet.statistics.items()}
     trained = msgspec.structs.replace(trained, plain=False, statistics=counts, drift=fleet.drift(scattered))

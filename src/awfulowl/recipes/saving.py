@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from safetensors import SafetensorError
@@ -109,18 +109,31 @@ def extra_of(recipe: Recipe, data: str, progress: Progress) -> dict[str, Any]:
     return found
 
 
-def read(path: Path, recipe: Recipe, data: str) -> tuple[Checkpoint, Progress]:
-    """Return a checkpoint of a recipe, and how far it had come.
+class Resumed(NamedTuple):
+    """A checkpoint of a recipe, and how far it had come."""
+
+    checkpoint: Checkpoint
+    progress: Progress
+
+
+def read(directory: Path, recipe: Recipe, data: str) -> Resumed:
+    """Return the newest checkpoint of a recipe.
 
     Args:
-        path: of the checkpoint, or of the directory that it is the newest in.
+        directory: of its checkpoints.
         recipe: what is to be resumed.
         data: the digest of its data.
 
     Raises:
         CheckpointError: it is none, damaged, or of another recipe or other data.
     """
-    found = read_checkpoint(path)
+    path = newest_checkpoint(directory) or directory
+    try:
+        found = read_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; without {path} --resume goes on from the one before, if there is one"
+        ) from error
     try:
         extra = msgspec.convert(found.extra, Extra)
     except msgspec.ValidationError as error:
@@ -133,7 +146,7 @@ def read(path: Path, recipe: Recipe, data: str) -> tuple[Checkpoint, Progress]:
         raise CheckpointError(f"{path}: this checkpoint was trained on other data than is given now")
     if extra.progress.step != found.facts.step:
         raise CheckpointError(f"{path}: {found.facts.step} steps, of which {extra.progress.step} losses are told")
-    return found, extra.progress
+    return Resumed(found, extra.progress)
 
 
 def _differ(left: Recipe, right: Recipe, field: str) -> bool:

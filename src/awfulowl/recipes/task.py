@@ -18,7 +18,7 @@ from awfulowl.models.digits import read_digits
 from awfulowl.models.seeding import seeded
 from awfulowl.models.transformer import Transformer, TransformerConfig
 from awfulowl.randomness import derive
-from awfulowl.recipes.recipe import Recipe
+from awfulowl.recipes.recipe import Augment, Recipe
 
 Metric = Literal["accuracy", "nats"]
 """Share of right answers, or mean cross-entropy of the next character."""
@@ -26,6 +26,7 @@ Metric = Literal["accuracy", "nats"]
 _KEY: Final = b"awfulowl recipe"
 _ORDER, _CHANCE = 0, 1
 _EVALUATED_AT_ONCE: Final = 256
+_FAR: Final = 4
 _HELD_BACK: Final = 0.1
 """Of a text: its end."""
 
@@ -44,10 +45,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Pictures:
-    """Labelled pictures (n, channels, height, width), uint8 or float32; mirrored by chance if `flip` says so."""
+    """Labelled pictures (n, channels, height, width), uint8 or float32, and what is done to them by chance."""
 
     examples: Labelled
-    flip: bool = False
+    augment: Augment = "none"
 
     def __len__(self) -> int:
         return len(self.examples.labels)
@@ -56,14 +57,25 @@ class Pictures:
         """Return some pictures as float32, and their labels."""
         inputs = self.examples.inputs[numbers]
         inputs = scaled(inputs) if inputs.dtype is torch.uint8 else inputs
-        if self.flip and chance is not None:
+        if self.augment != "none" and chance is not None:
             mirrored = torch.rand(len(numbers), generator=chance) < 0.5
             inputs = torch.where(mirrored[:, None, None, None], inputs.flip(3), inputs)
+            inputs = moved(inputs, chance) if self.augment == "crop" else inputs
         return Labelled(inputs, self.examples.labels[numbers])
 
     def tensors(self) -> Iterable[Tensor]:
         """Return pictures and labels."""
         return self.examples
+
+
+def moved(pictures: Tensor, chance: torch.Generator) -> Tensor:
+    """Return pictures (n, channels, height, width), each moved by chance by at most `_FAR` pixels; zeros come in."""
+    count, channels, height, width = pictures.shape
+    larger = functional.pad(pictures, (_FAR,) * 4)
+    top, left = torch.randint(2 * _FAR + 1, (2, count, 1), generator=chance)
+    rows, columns = top + torch.arange(height), left + torch.arange(width)
+    every, colours = torch.arange(count)[:, None, None, None], torch.arange(channels)[:, None, None]
+    return larger[every, colours, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -156,7 +168,7 @@ def make_task(recipe: Recipe) -> Task:
         found = _pictures(recipe)
         task = Task(
             _model(recipe, found.classes),
-            Pictures(examples=found.train, flip=recipe.augment == "flip"),
+            Pictures(examples=found.train, augment=recipe.augment),
             Pictures(examples=found.test),
             "accuracy",
         )
@@ -206,7 +218,7 @@ def _check(recipe: Recipe, task: Task, classes: int) -> None:
     try:
         with torch.no_grad():
             logits = task.model.eval()(sample.inputs)
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, InputError) as error:
         raise InputError(f"model: {recipe.model} does not take examples of {recipe.data}: {error}") from error
     finally:
         task.model.train()

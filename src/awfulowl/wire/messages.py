@@ -160,14 +160,14 @@ class ApplyTransposed(_Request, frozen=True, tag="apply_transposed"):
 
 
 class Step(_Request, frozen=True, tag="step"):
-    """Move every block at these slices by `rule` along the sum of the gradients of `jobs`, and forget all jobs.
+    """Move the blocks of `terms` by `rule` along the sum of the gradients of `jobs`.
 
-    `step` is one more than the last step of these blocks; where it is the last one already, nothing is done.
-    Answered without tensors.
+    All jobs of their slices are forgotten. `step` is one more than the last step of these blocks; where it is
+    the last one already, nothing is done. Answered without tensors.
     """
 
     changes: ClassVar[bool] = True
-    slices: tuple[Handle, ...]
+    terms: tuple[Term, ...]
     step: Natural
     jobs: tuple[Natural, ...]
     rule: Descent
@@ -186,13 +186,13 @@ class Measure(_Request, frozen=True, tag="measure"):
 
 
 class Freeze(_Request, frozen=True, tag="freeze"):
-    """Keep a copy of all parts of the blocks at these slices as they are now, under a number; 0 forgets the copies.
+    """Keep a copy of all parts of the blocks of `terms` as they are now, under a number; 0 forgets the copies.
 
     There is one copy at most of each block. Answered without tensors.
     """
 
     changes: ClassVar[bool] = True
-    slices: tuple[Handle, ...]
+    terms: tuple[Term, ...]
     number: Natural
 
 
