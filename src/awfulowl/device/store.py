@@ -1,9 +1,9 @@
 """The blocks that a device holds, and the products it makes of them."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 import torch
@@ -13,8 +13,9 @@ from awfulowl.arithmetic.packing import pack
 from awfulowl.arithmetic.patches import padded_size
 from awfulowl.arithmetic.products import Backend, Weights, fastest
 from awfulowl.blocks.grid import Span
-from awfulowl.blocks.kernels import Convolution, Dense, Kernel, output_shape, product
+from awfulowl.blocks.kernels import Convolution, Dense, output_shape, product
 from awfulowl.device import dense
+from awfulowl.device.products import Product, Recipe, add_up, join
 from awfulowl.device.sheets import Held, State, spans
 from awfulowl.errors import InputError, LimitError, RefusedError
 from awfulowl.limits import Limits
@@ -38,23 +39,6 @@ _HELD: Final = frozenset(
 """Types of weights: floats become float32, integers stay what they are."""
 
 
-class _Product(NamedTuple):
-    """Add `weights` times the inputs `source` to the outputs `target`."""
-
-    weights: Weights
-    kernel: Kernel
-    groups: int
-    source: Span
-    target: Span
-
-
-class _Recipe(NamedTuple):
-    """A term, looked up once: the products that make it, and its number of outputs."""
-
-    products: tuple[_Product, ...]
-    outputs: int
-
-
 class Store:
     """Blocks by handle, in memory only.
 
@@ -69,7 +53,7 @@ class Store:
         self._memory_bytes = min(memory_bytes, limits.device_memory_bytes)
         self._sheets: list[Held] = []
         self._at: dict[bytes, list[Held]] = {}  # sheets by the slices that they hold
-        self._recipes: OrderedDict[Apply, tuple[_Recipe, ...]] = OrderedDict()
+        self._recipes: OrderedDict[Apply, tuple[Recipe, ...]] = OrderedDict()
 
     @property
     def _backend(self) -> Backend:
@@ -195,21 +179,21 @@ class Store:
         except (InputError, RuntimeError) as error:  # the latter is PyTorch's word for shapes that do not fit
             raise RefusedError(f"apply: the inputs do not fit the blocks: {type(error).__name__}") from error
 
-    def _sum(self, recipe: _Recipe, x: Tensor, width: int) -> list[Tensor]:
+    def _sum(self, recipe: Recipe, x: Tensor, width: int) -> list[Tensor]:
         if width == 0:
-            return [_add_up(recipe, x, self._multiply_floats)]
-        return pack(_add_up(recipe, x, partial(self._multiply_integers, width)), width)
+            return [add_up(recipe, x, self._multiply_floats)]
+        return pack(add_up(recipe, x, partial(self._multiply_integers, width)), width)
 
-    def _multiply_floats(self, one: _Product, x: Tensor) -> Tensor:
+    def _multiply_floats(self, one: Product, x: Tensor) -> Tensor:
         weight = one.weights.planes[0]
         if isinstance(one.kernel, Dense):
             return self.dense.multiply(x, weight)
         return product(one.kernel, weight, x, one.groups)
 
-    def _multiply_integers(self, width: int, one: _Product, x: Tensor) -> Tensor:
+    def _multiply_integers(self, width: int, one: Product, x: Tensor) -> Tensor:
         return self._backend.multiply(one.kernel, one.weights, x, one.groups, width)
 
-    def _check_sizes(self, recipes: Sequence[_Recipe], x: Tensor, width: int) -> None:
+    def _check_sizes(self, recipes: Sequence[Recipe], x: Tensor, width: int) -> None:
         total = 0
         for recipe in recipes:
             first = recipe.products[0]
@@ -229,7 +213,7 @@ class Store:
         if total > self._limits.max_message_bytes:
             raise LimitError(f"apply: an answer of {total} bytes is over {self._limits.max_message_bytes}")
 
-    def _look_up(self, request: Apply, x: Tensor) -> tuple[_Recipe, ...]:
+    def _look_up(self, request: Apply, x: Tensor) -> tuple[Recipe, ...]:
         if x.dim() < 2:
             raise RefusedError("apply: the inputs need a batch and a feature dimension")
         inputs = self.slices(request.slices)
@@ -296,26 +280,26 @@ class Store:
         """
         return spans(handles, [self.at(handle)[0].slices[handle].size for handle in handles])
 
-    def _recipe(self, term: Term, inputs: dict[bytes, Span]) -> _Recipe:
+    def _recipe(self, term: Term, inputs: dict[bytes, Span]) -> Recipe:
         if not term.rows or not term.slices:
             raise RefusedError("apply: a term names no rows or no slices")
-        products: list[_Product] = []
+        products: list[Product] = []
         outputs = 0
         for handle in term.slices:
             if handle not in inputs:
                 raise RefusedError("apply: a term names a slice without inputs")
             outputs = self._append(products, term.rows, handle, inputs[handle])
-        return _Recipe(tuple(products), outputs)
+        return Recipe(tuple(products), outputs)
 
-    def _append(self, products: list[_Product], rows: Sequence[bytes], handle: bytes, source: Span) -> int:
+    def _append(self, products: list[Product], rows: Sequence[bytes], handle: bytes, source: Span) -> int:
         """Add the products of one slice, joining neighbours that lie side by side in one sheet."""
         position = 0
         for sheet, first, last in self.runs(rows, handle):
             outputs = Span(sheet.rows[first].start, sheet.rows[last].stop)
             target = Span(position, position + outputs.size)
             position = target.stop
-            new = _Product(sheet.part(outputs, sheet.slices[handle]), sheet.kernel, sheet.groups, source, target)
-            joined = _join(products[-1], new) if products else None
+            new = Product(sheet.part(outputs, sheet.slices[handle]), sheet.kernel, sheet.groups, source, target)
+            joined = join(products[-1], new) if products else None
             if joined is None:
                 products.append(new)
             else:
@@ -369,36 +353,3 @@ class Store:
                 pieces.append(self._backend.restore(sheet.part(down, across).planes))
             columns.append(torch.cat(pieces))
         return torch.cat(columns, dim=1)
-
-
-def _join(left: _Product, right: _Product) -> _Product | None:
-    """Return one product for two whose weights and inputs lie side by side, or None."""
-    one, other = left.weights.planes, right.weights.planes
-    side_by_side = (
-        left.groups == right.groups == 1
-        and left.target == right.target
-        and left.source.stop == right.source.start
-        and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-        and one.stride() == other.stride()
-        and one.data_ptr() + one.shape[2] * one.stride(2) * one.element_size() == other.data_ptr()
-    )
-    if not side_by_side:
-        return None
-    shape = (*one.shape[:2], one.shape[2] + other.shape[2], *one.shape[3:])
-    weights = left.weights._replace(planes=one.as_strided(shape, one.stride()))
-    return left._replace(weights=weights, source=Span(left.source.start, right.source.stop))
-
-
-def _add_up(recipe: _Recipe, x: Tensor, multiply: Callable[[_Product, Tensor], Tensor]) -> Tensor:
-    total: Tensor | None = None
-    for one in recipe.products:
-        part = multiply(one, x[:, one.source.start : one.source.stop])
-        if total is None and one.target.size == recipe.outputs:
-            total = part
-            continue
-        if total is None:
-            total = part.new_zeros((part.shape[0], recipe.outputs, *part.shape[2:]))
-        total[:, one.target.start : one.target.stop] += part
-    if total is None:
-        raise RefusedError("apply: a term without products")
-    return total

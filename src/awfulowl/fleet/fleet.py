@@ -28,7 +28,7 @@ from awfulowl.owner.optimizer import Course, FleetSGD, clear_with, places, train
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.pipeline import pipelined
 from awfulowl.owner.policy import Policy
-from awfulowl.owner.saving import moment, momentum_begun, restore, save, states
+from awfulowl.owner.saving import check_extra, moment, momentum_begun, restore, save, states
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.placement.ledger import UNKNOWN, Device
 from awfulowl.placement.plan import Plan, model_digest
@@ -129,6 +129,8 @@ class Fleet:
             ModelError: weights are unreadable, or cannot be trained apart from others.
             UnavailableError: devices are missing, or the blocks could not be loaded within `timeout_s`.
         """
+        if checkpoint is not None and not train:
+            raise InputError("a checkpoint is to go on with: train=True. To serve it, load its .model into the model")
         if plan.model != model_digest(model.named_parameters(remove_duplicate=False)):
             raise PlanError("this plan was made for another model: names, shapes or types of parameters differ")
         unknown = {device.name for device in plan.devices} - {device.name for device in self.devices}
@@ -256,9 +258,13 @@ class Fleet:
 
         Raises:
             ScatteredError: the model was not scattered by this fleet, or not for training.
+            InputError: `extra` would not come back as it is, or `keep` is below 1.
             UnavailableError: there is nobody honest for some block.
         """
         deployment, parts = self._training(scattered)
+        if keep < 1:
+            raise InputError(f"keep={keep}: at least the newest checkpoint stays")
+        check_extra(extra or {})
         pending = self._saving.get(scattered)
         if pending is not None:
             wait([pending])  # each block is copied once at a time

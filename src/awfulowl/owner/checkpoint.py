@@ -7,6 +7,7 @@ name, flushed, and renamed.
 """
 
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Mapping
@@ -78,7 +79,7 @@ def write_checkpoint(
     Raises:
         CheckpointError: it cannot be written; nothing else is touched.
     """
-    path = directory / _NAME.format(facts.step)
+    path = _free(directory / _NAME.format(facts.step))
     side = directory / f".{path.name}.{os.getpid()}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -90,14 +91,18 @@ def write_checkpoint(
             digests[name] = hashlib.sha256(content).hexdigest()
             _write(side / name, content)
         _write(side / FACTS, msgspec.json.encode(msgspec.structs.replace(facts, sha256=digests)))
-        if path.exists():
-            shutil.rmtree(path)
         side.rename(path)
         _flush(directory)
     except (OSError, SafetensorError, TypeError, msgspec.MsgspecError) as error:
         shutil.rmtree(side, ignore_errors=True)
         raise CheckpointError(f"no checkpoint can be written to {directory}: {error}") from error
     return path
+
+
+def _free(path: Path) -> Path:
+    """Return a path that sorts behind those of older checkpoints of the same step."""
+    names = itertools.chain([path], (path.with_name(f"{path.name}.{number:04}") for number in itertools.count(1)))
+    return next(name for name in names if not name.exists())
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -152,7 +157,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         model, training = (_tensors(path / name, facts.sha256.get(name)) for name in (MODEL, TRAINING))
     except OSError as error:
         raise CheckpointError(f"{path} is no checkpoint, or an incomplete one: {error.strerror}") from error
-    except (msgspec.MsgspecError, SafetensorError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, SafetensorError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one: {error}") from error
     return Checkpoint(facts=facts, model=model, training=training)
 

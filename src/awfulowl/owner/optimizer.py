@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from awfulowl.arithmetic.descent import Descent
@@ -61,6 +61,7 @@ class FleetSGD(torch.optim.SGD):
         self._training = course.deployment
         self._panels = course.panels
         self._loop = course.loop
+        self._decoupled = decoupled_weight_decay
         self._scale = 1.0
         self.steps = 0
         """Steps taken, those before a checkpoint included."""
@@ -68,9 +69,12 @@ class FleetSGD(torch.optim.SGD):
             super().__init__(chosen, lr=lr, **options)
         except (TypeError, ValueError) as error:
             raise InputError(f"this optimizer cannot be made: {error}") from error
-        for group in self.param_groups:
-            group.setdefault("decoupled_weight_decay", decoupled_weight_decay)
         self._groups()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with options of their own, as in `torch.optim.Optimizer`."""
+        param_group.setdefault("decoupled_weight_decay", self._decoupled)
+        super().add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, here and at devices."""
@@ -140,7 +144,9 @@ class FleetSGD(torch.optim.SGD):
 
     def settings(self) -> tuple[dict[str, Any], ...]:
         """Return the options of all groups, without their parameters."""
-        return tuple({key: value for key, value in group.items() if key != "params"} for group in self.param_groups)
+        return tuple(
+            {key: _plain(value) for key, value in group.items() if key != "params"} for group in self.param_groups
+        )
 
     def load(self, found: Checkpoint) -> None:
         """Go on where a checkpoint was made, after its model was scattered.
@@ -204,6 +210,10 @@ class FleetSGD(torch.optim.SGD):
             scale=-self._scale if group["maximize"] else self._scale,
             first=not self._training.histories[number].has_momentum,
         )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def clear_with(scattered: nn.Module, deployment: TrainedDeployment) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from awfulowl.blocks.adapters.weight import ScatteredWeight
-from awfulowl.errors import CheckpointError
+from awfulowl.errors import CheckpointError, InputError
 from awfulowl.owner import checkpoint
 from awfulowl.owner.checkpoint import Checkpoint, Facts
 from awfulowl.owner.freezing import Frozen, fetch_frozen
@@ -27,6 +28,20 @@ class Moment(NamedTuple):
     facts: Facts
     kept: dict[str, Tensor]
     momentum: dict[str, Tensor]
+
+
+def check_extra(extra: Mapping[str, Any]) -> None:
+    """See whether JSON gives back what it is given.
+
+    Raises:
+        InputError: it does not: keys that are no strings, infinity, sets.
+    """
+    try:
+        same = msgspec.json.decode(msgspec.json.encode(dict(extra))) == dict(extra)
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise InputError(f"extra cannot be written as JSON: {error}") from error
+    if not same:
+        raise InputError("extra would come back from JSON as something else (keys that are no strings? infinity?)")
 
 
 def moment(scattered: nn.Module, optimizer: FleetSGD, plan: Plan, frozen: Frozen, extra: Mapping[str, Any]) -> Moment:

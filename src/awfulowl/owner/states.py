@@ -1,6 +1,8 @@
 """What a panel under training was when it was last known: the numbers that its blocks are loaded and rebuilt from."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -27,8 +29,8 @@ class Vault:
     """Files in a private directory, one for each panel: between snapshots the owner holds no weights in memory."""
 
     def __init__(self) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="awfulowl-")  # of mode 0700; goes with this object
-        self._directory = Path(self._temporary.name)
+        self._directory = Path(tempfile.mkdtemp(prefix="awfulowl-"))  # of mode 0700
+        weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
 
     def save(self, number: int, state: Sequence[Tensor]) -> None:
         """Put a panel's state in place of the one before.

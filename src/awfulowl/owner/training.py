@@ -18,7 +18,6 @@ from torch import Tensor
 
 from awfulowl.arithmetic.descent import Descent
 from awfulowl.errors import GoneError, InputError, PeerError, UnavailableError
-from awfulowl.limits import MIB
 from awfulowl.owner.deployment import Deployment
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.gather import fetch_panel
@@ -26,6 +25,7 @@ from awfulowl.owner.history import History, Job, Taken
 from awfulowl.owner.layout import Piece
 from awfulowl.owner.numbers import Numbers
 from awfulowl.owner.peer import Peer
+from awfulowl.owner.snapshots import due
 from awfulowl.owner.states import PARTS, Trained, Vault
 from awfulowl.owner.transposing import TransposedLayouts
 from awfulowl.owner.witness import witness
@@ -37,9 +37,6 @@ from awfulowl.wire.parts import Term
 
 STEP_TIMEOUT_FACTOR: Final = 6.0
 """A step computes the gradient of all blocks of a panel, which takes longer than a product."""
-
-_LEAST_LOG: Final = 32 * MIB
-"""Less is replayed in no time, and not worth the requests of a snapshot."""
 
 
 class TrainedDeployment(Deployment):
@@ -170,8 +167,12 @@ class TrainedDeployment(Deployment):
     # Steps
 
     async def step(self, rules: Mapping[int, Descent]) -> None:
-        """Let panels take a step along the gradients of their jobs; those without jobs stay."""
-        await together(self._step(number, rule) for number, rule in rules.items() if self.histories[number].pending)
+        """Let panels take a step along the gradients of their jobs; those without jobs stay.
+
+        Who is cancelled does not wait for it any longer, but it is taken.
+        """
+        works = [self._step(number, rule) for number, rule in rules.items() if self.histories[number].pending]
+        await asyncio.shield(self.engine.spawn(together(works)))
 
     async def look_after(self) -> None:
         """Take the snapshots that are due.
@@ -179,7 +180,7 @@ class TrainedDeployment(Deployment):
         Raises:
             UnavailableError: nothing honest is left that could give one.
         """
-        for number in self._due():
+        for number in due(self):
             await self.snapshot(number)
 
     async def _step(self, number: int, rule: Descent) -> None:
@@ -306,25 +307,6 @@ class TrainedDeployment(Deployment):
             f"{self.panels[number].name}: too few devices are left, the rules allow none of them these blocks. "
             "Nothing has moved: add devices and resume from a checkpoint"
         )
-
-    def _due(self) -> list[int]:
-        """Return the panels that a snapshot should be taken of, most bytes of log for a byte of state first."""
-        policy = self.engine.policy
-        due = [
-            number
-            for number, history in enumerate(self.histories)
-            if len(history.log) >= policy.snapshot_after
-            or history.failures >= policy.snapshot_failures
-            or history.log_bytes > max(_LEAST_LOG, policy.snapshot_log * self.state(number).state_bytes)
-            or (history.log and self.check(number).stretched > policy.snapshot_stretch)
-        ]
-        sizes = {number: history.log_bytes for number, history in enumerate(self.histories) if number not in due}
-        if sum(sizes.values()) > policy.log_bytes:
-            by_gain = sorted(sizes, key=lambda number: sizes[number] / self.state(number).state_bytes)
-            while sum(sizes.values()) > policy.log_bytes // 2:
-                due.append(by_gain.pop())
-                del sizes[due[-1]]
-        return due
 
     async def snapshot(self, number: int) -> list[Tensor]:
         """Fetch the state of a panel, verify it, keep it, draw new secrets, and return it (`states.PARTS`).
