@@ -84,9 +84,9 @@ def bodies(boot: bytes) -> Iterator[tuple[Body, list[Tensor]]]:
     yield Load(sheets=(sheet,)), [x.bfloat16()]
     yield Apply(slices=(SLICE,), terms=(term,)), [x]
     yield ApplyTransposed(rows=(ROW,), slices=(SLICE,), terms=(term,), job=7), [x[:, :2], x]
-    yield Step(slices=(SLICE,), step=1, jobs=(7, 8), rule=Descent.sgd(0.1, momentum=0.9)), []
+    yield Step(terms=(term,), step=1, jobs=(7, 8), rule=Descent.sgd(0.1, momentum=0.9)), []
     yield Measure(rows=(ROW,), slices=(SLICE,), jobs=(7, 8)), []
-    yield Freeze(slices=(SLICE,), number=4), []
+    yield Freeze(terms=(term,), number=4), []
     yield Fetch(rows=(ROW,), slices=(SLICE,)), []
     yield Commit(rows=(ROW,), slices=(SLICE,)), []
     yield Release(slices=(SLICE,)), []
@@ -109,7 +109,7 @@ def of_training() -> Iterator[tuple[str, Body, list[Tensor]]]:
     yield "apply-transposed-without-a-job", asked, [x]
     yield "apply-transposed-of-kept-inputs", msgspec.structs.replace(asked, job=7, kept=9), [x]
     yield "job-of-a-convolution", msgspec.structs.replace(asked, terms=(), job=7, space=(4, 2)), [images, images]
-    yield "step-without-jobs", Step(slices=(), step=2**63 - 1, jobs=(), rule=Descent.sgd(0.1)), []
+    yield "step-without-jobs", Step(terms=(), step=2**63 - 1, jobs=(), rule=Descent.sgd(0.1)), []
     yield "fetch-of-a-frozen-state", Fetch(rows=(ROW,), slices=(SLICE,), parts=3, frozen=4), []
     yield "commit-of-a-state", Commit(rows=(ROW,), slices=(SLICE,), parts=3), []
 
@@ -219,7 +219,7 @@ def bad_messages() -> Iterator[tuple[str, bytes]]:
 def bad_training() -> Iterator[tuple[str, bytes]]:
     """One message for each way of being wrong about training."""
     rule = {"type": "descent", **dict.fromkeys(Descent.__struct_fields__, 0.5)}
-    step = {"verb": "step", "slices": [SLICE], "step": 1, "jobs": [7], "rule": rule}
+    step = {"verb": "step", "terms": [{"rows": [ROW], "slices": [SLICE]}], "step": 1, "jobs": [7], "rule": rule}
     asked = {"verb": "apply_transposed", "rows": [ROW], "slices": [SLICE], "terms": []}
 
     def request(body: Mapping[str, object], *tensors: object) -> bytes:

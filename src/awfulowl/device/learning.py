@@ -89,12 +89,9 @@ class Learner:
         self._make_room()
 
     def _make_room(self) -> None:
-        """Forget kept inputs, then jobs, the oldest first; who misses them sends them again."""
-        while self.held_bytes > self._limits.activation_bytes and (self._kept or len(self._jobs) > 1):
-            if self._kept:
-                self._kept.popitem(last=False)
-            else:
-                del self._jobs[next(iter(self._jobs))]
+        """Forget kept inputs, the oldest first; who misses them sends them again."""
+        while self.held_bytes > self._limits.activation_bytes and self._kept:
+            self._kept.popitem(last=False)
 
     def apply_transposed(self, request: ApplyTransposed, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Multiply gradients by transposed weights, and take note of the job: for each term (batch, inputs, *space).

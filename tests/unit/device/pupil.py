@@ -77,7 +77,16 @@ class Pupil:
         return self.job(number, layout.rows, layout.slices, dy, x, terms=[term])
 
     def step(self, number: int, slices: Sequence[bytes], jobs: Sequence[int], rule: Descent = PLAIN) -> None:
-        self.learner.step(Step(tuple(slices), number, tuple(jobs), rule))
+        self.learner.step(Step((self._all(slices),), number, tuple(jobs), rule))
+
+    def freeze(self, slices: Sequence[bytes], number: int) -> None:
+        """Copy all blocks of some slices."""
+        self.store.freeze([self._all(slices)], number)
+
+    def _all(self, slices: Sequence[bytes]) -> Term:
+        """All rows that are held of some slices; the slices as they are named, held or not."""
+        held = [sheet for handle in slices for sheet in self.store._at.get(handle, ())]
+        return Term(tuple(dict.fromkeys(row for sheet in held for row in sheet.rows)), tuple(slices))
 
     def measure(self, rows: Sequence[bytes], slices: Sequence[bytes], jobs: Sequence[int]) -> float:
         found = self.learner.measure(Measure(tuple(rows), tuple(slices), tuple(jobs)))

@@ -265,7 +265,7 @@ def frozen(pupil: Pupil, layout: Any, number: int) -> list[Tensor]:
 def test_a_frozen_copy_stays_as_it_was() -> None:
     pupil, layout, state = trained()
     before = [part.clone() for part in state]
-    pupil.store.freeze(layout.slices, 7)
+    pupil.freeze(layout.slices, 7)
     pupil.step(3, layout.slices, [], HEAVY)
     assert equal(frozen(pupil, layout, 7), before)
     assert not torch.equal(pupil.weights(layout), before[0])
@@ -274,17 +274,17 @@ def test_a_frozen_copy_stays_as_it_was() -> None:
 
 def test_a_copy_of_what_has_taken_no_step() -> None:
     pupil, layout, weight = taught(3, 4)
-    pupil.store.freeze(layout.slices, 7)
+    pupil.freeze(layout.slices, 7)
     pupil.step(1, layout.slices, [], HEAVY)
     assert equal(frozen(pupil, layout, 7), [weight, torch.zeros(3, 4), torch.zeros(3, 4)])
 
 
 def test_a_newer_copy_replaces_the_older() -> None:
     pupil, layout, _ = trained()
-    pupil.store.freeze(layout.slices, 7)
+    pupil.freeze(layout.slices, 7)
     pupil.step(3, layout.slices, [], HEAVY)
     now = pupil.state(layout)
-    pupil.store.freeze(layout.slices, 8)
+    pupil.freeze(layout.slices, 8)
     pupil.step(4, layout.slices, [], HEAVY)
     assert equal(frozen(pupil, layout, 8), now)
     with pytest.raises(RefusedError, match="frozen copy"):
@@ -294,9 +294,9 @@ def test_a_newer_copy_replaces_the_older() -> None:
 def test_a_copy_that_was_forgotten_is_not_fetched_and_takes_no_room() -> None:
     pupil, layout, state = trained()
     held = pupil.store.held_bytes
-    pupil.store.freeze(layout.slices, 7)
+    pupil.freeze(layout.slices, 7)
     assert pupil.store.held_bytes == 2 * held
-    pupil.store.freeze(layout.slices, 0)
+    pupil.freeze(layout.slices, 0)
     assert pupil.store.held_bytes == held
     with pytest.raises(RefusedError, match="frozen copy"):
         frozen(pupil, layout, 7)
@@ -307,7 +307,7 @@ def test_a_copy_of_some_sheets_is_no_copy_of_the_others() -> None:
     pupil = Pupil()
     pupil.load(sheet([2], [3]), torch.ones(2, 3))
     pupil.load(sheet([2], [3], slice_offset=1), torch.ones(2, 3))
-    pupil.store.freeze(S[:1], 7)
+    pupil.freeze(S[:1], 7)
     assert torch.equal(pupil.store.fetch(R[:1], S[:1], 1, 7)[0], torch.ones(2, 3))
     with pytest.raises(RefusedError, match="frozen copy"):
         pupil.store.fetch(R[:1], S[:2], 1, 7)
@@ -315,11 +315,11 @@ def test_a_copy_of_some_sheets_is_no_copy_of_the_others() -> None:
 
 def test_a_load_or_a_release_ends_a_copy() -> None:
     pupil, layout, weight = taught(3, 4)
-    pupil.store.freeze(layout.slices, 7)
+    pupil.freeze(layout.slices, 7)
     pupil.load(layout, weight)
     with pytest.raises(RefusedError, match="frozen copy"):
         frozen(pupil, layout, 7)
-    pupil.store.freeze(layout.slices, 8)
+    pupil.freeze(layout.slices, 8)
     pupil.store.release(layout.slices)
     assert pupil.store.held_bytes == 0
 
@@ -328,21 +328,21 @@ def test_a_load_or_a_release_ends_a_copy() -> None:
 def test_a_copy_needs_room(room: int, fits: bool) -> None:
     pupil, layout, weight = taught(3, 4, memory_bytes=room)
     if fits:
-        pupil.store.freeze(layout.slices, 7)
-        pupil.store.freeze(layout.slices, 8)
+        pupil.freeze(layout.slices, 7)
+        pupil.freeze(layout.slices, 8)
         return
     with pytest.raises(LimitError, match="offered"):
-        pupil.store.freeze(layout.slices, 7)
+        pupil.freeze(layout.slices, 7)
     assert equal(pupil.store.fetch(layout.rows, layout.slices), [weight])
 
 
 def test_copies_in_place_of_smaller_ones_need_room() -> None:
     """The first was taken before there was a momentum."""
     pupil, layout, _ = taught(3, 4, memory_bytes=5 * 48)
-    pupil.store.freeze(layout.slices, 7)
+    pupil.freeze(layout.slices, 7)
     pupil.step(1, layout.slices, [], HEAVY)
     with pytest.raises(LimitError, match="offered"):
-        pupil.store.freeze(layout.slices, 8)
+        pupil.freeze(layout.slices, 8)
     assert pupil.store.held_bytes <= 5 * 48
 
 
@@ -350,6 +350,6 @@ def test_what_cannot_be_frozen() -> None:
     pupil, layout = Pupil(), sheet([2], [3])
     pupil.load(layout, torch.ones(2, 3, dtype=torch.int8))
     with pytest.raises(RefusedError, match="integers"):
-        pupil.store.freeze(layout.slices, 7)
+        pupil.freeze(layout.slices, 7)
     with pytest.raises(RefusedError, match="not held"):
-        pupil.store.freeze(S[2:], 7)
+        pupil.freeze(S[2:], 7)

@@ -73,8 +73,8 @@ def test_every_verb_of_training_is_done() -> None:
     gradient = 2 * dy.double().T @ x.double()
     (length,) = asked.ask(Measure(ROWS, SLICES, (1, 2)))
     assert float(length) == pytest.approx(float(gradient.square().sum()), rel=1e-5)
-    assert asked.ask(Freeze(SLICES, 4)) == []
-    assert asked.ask(Step(SLICES, 1, (1, 2), HEAVY)) == []
+    assert asked.ask(Freeze((TERM,), 4)) == []
+    assert asked.ask(Step((TERM,), 1, (1, 2), HEAVY)) == []
     weight, lost, momentum = asked.fetch(parts=3)
     wanted = HEAVY.moved(asked.weight.double(), torch.zeros(3, 4).double(), gradient)
     torch.testing.assert_close(weight.double() + lost.double(), wanted[0], rtol=1e-5, atol=1e-5)
@@ -94,15 +94,15 @@ def test_a_state_is_loaded_with_its_step() -> None:
     assert asked.ask(Load((SHEET,), 3, 5), *parts) == []
     assert all(map(torch.equal, asked.fetch(parts=3), parts))
     with pytest.raises(RefusedError, match="another step"):
-        asked.ask(Step(SLICES, 1, (), HEAVY))
-    asked.ask(Step(SLICES, 6, (), HEAVY))
+        asked.ask(Step((TERM,), 1, (), HEAVY))
+    asked.ask(Step((TERM,), 6, (), HEAVY))
 
 
 def test_inputs_in_several_tensors_are_kept_as_one() -> None:
     asked, x, dy = Asked(), torch.randn(5, 4), torch.randn(5, 3)
     asked.ask(Apply(SLICES, (TERM,), keep=7), x[:, :1], x[:, 1:])
     asked.ask(ApplyTransposed(ROWS, SLICES, (), job=1, kept=7), dy)
-    asked.ask(Step(SLICES, 1, (1,), PLAIN))
+    asked.ask(Step((TERM,), 1, (1,), PLAIN))
     (weight,) = asked.fetch()
     wanted = asked.weight.double() - 0.125 * dy.double().T @ x.double()
     torch.testing.assert_close(weight.double(), wanted, rtol=1e-5, atol=1e-5)
@@ -124,7 +124,7 @@ def test_answers_of_both_ways_are_falsified_and_steps_by_another_way() -> None:
     torch.testing.assert_close(y, -x @ asked.weight.T)
     (dx,) = asked.ask(ApplyTransposed(ROWS, SLICES, (TERM,), job=1), dy, x)
     torch.testing.assert_close(dx, -dy @ asked.weight)
-    asked.ask(Step(SLICES, 1, (1,), PLAIN))
+    asked.ask(Step((TERM,), 1, (1,), PLAIN))
     (weight,) = asked.fetch()
     assert torch.equal(weight, asked.weight)
 

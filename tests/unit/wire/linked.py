@@ -42,13 +42,13 @@ from awfulowl.wire.session import (
 ROW, SLICE, OTHER = b"r" * 16, b"s" * 16, b"o" * 16
 TERM = Term(rows=(ROW,), slices=(SLICE,))
 APPLY = Apply(slices=(SLICE,), terms=(TERM,))
-STEP = Step(slices=(SLICE,), step=1, jobs=(7,), rule=Descent.sgd(0.1))
+STEP = Step(terms=(TERM,), step=1, jobs=(7,), rule=Descent.sgd(0.1))
 RELEASE = Release(slices=(SLICE,))
 FETCH = Fetch(rows=(ROW,), slices=(SLICE,))
 COMMIT = Commit(rows=(ROW,), slices=(SLICE,))
 TRANSPOSED = ApplyTransposed(rows=(ROW,), slices=(SLICE,), terms=(TERM,), job=7)
 MEASURE = Measure(rows=(ROW,), slices=(SLICE,), jobs=(7,))
-FREEZE = Freeze(slices=(SLICE,), number=4)
+FREEZE = Freeze(terms=(TERM,), number=4)
 LOAD = Load(sheets=(Sheet(rows=(ROW,), row_sizes=(2,), slices=(SLICE,), slice_sizes=(3,), kernel=Dense()),))
 X = torch.arange(6.0).reshape(2, 3)
 

@@ -419,7 +419,7 @@ def test_tensors_must_suit_the_verb() -> None:
 
 
 def test_a_step_carries_its_rule_and_no_tensors() -> None:
-    step = Step(slices=(B,), step=1, jobs=(3, 2**63 - 1), rule=Descent.sgd(0.1, momentum=0.9, weight_decay=1e-7))
+    step = Step(terms=APPLY.terms, step=1, jobs=(3, 2**63 - 1), rule=Descent.sgd(0.1, momentum=0.9, weight_decay=1e-7))
     header, came = decode(joined(step, request_id=9), DEFAULT)
     assert header.body == step
     assert came == []

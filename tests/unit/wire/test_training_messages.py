@@ -50,16 +50,17 @@ def transposed(**changed: Any) -> ApplyTransposed:
 
 handle = st.binary(min_size=16, max_size=16)
 some_handles = st.lists(handle, unique=True, max_size=4).map(tuple)
+some_terms = st.lists(st.builds(Term, rows=some_handles, slices=some_handles), max_size=3).map(tuple)
 natural = st.integers(0, LARGEST)
 several = st.lists(natural, max_size=4).map(tuple)
-number = st.floats(width=32, allow_nan=False)
+number = st.floats(width=32, allow_nan=False, allow_infinity=False)
 rules = st.builds(Descent, *[number] * 6)
 parts = st.integers(1, STATE_PARTS)
 
 bodies = st.one_of(
-    st.builds(Step, slices=some_handles, step=natural, jobs=several, rule=rules),
+    st.builds(Step, terms=some_terms, step=natural, jobs=several, rule=rules),
     st.builds(Measure, rows=some_handles, slices=some_handles, jobs=several),
-    st.builds(Freeze, slices=some_handles, number=natural),
+    st.builds(Freeze, terms=some_terms, number=natural),
     st.builds(Fetch, rows=some_handles, slices=some_handles, parts=parts, frozen=natural),
     st.builds(Commit, rows=some_handles, slices=some_handles, parts=parts),
 )
@@ -121,12 +122,13 @@ def came(body: dict[str, object]) -> Body:
     return decode(packed({"session": SESSION, "id": 1, "body": body, "tensors": []}), DEFAULT)[0].body
 
 
+TERM_FIELDS = {"rows": [A], "slices": [B]}
 RULE_FIELDS = {"type": "descent", **dict.fromkeys(Descent.__struct_fields__, 0.5)}
 FIELDS: dict[str, dict[str, object]] = {
     "load": {"sheets": []},
-    "step": {"slices": [B], "step": 3, "jobs": [7], "rule": RULE_FIELDS},
+    "step": {"terms": [TERM_FIELDS], "step": 3, "jobs": [7], "rule": RULE_FIELDS},
     "measure": {"rows": [A], "slices": [B], "jobs": [7]},
-    "freeze": {"slices": [B], "number": 4},
+    "freeze": {"terms": [TERM_FIELDS], "number": 4},
     "fetch": {"rows": [A], "slices": [B]},
     "commit": {"rows": [A], "slices": [B]},
 }
@@ -169,14 +171,19 @@ OTHER_RULES: list[object] = ["sgd", None, 1, [], {}, [0.5] * 6]
         *[("fetch", "frozen", value) for value in NUMBERS],
         *[(verb, "jobs", value) for verb in ("step", "measure") for value in LISTS],
         *[(verb, "jobs", [7, value]) for verb in ("step", "measure") for value in NUMBERS],
-        *[(verb, "slices", [B, value]) for verb in ("step", "measure", "freeze") for value in OTHER_HANDLES],
+        *[("measure", "slices", [B, value]) for value in OTHER_HANDLES],
+        *[
+            (verb, "terms", [{"rows": [A], "slices": [value]}])
+            for verb in ("step", "freeze")
+            for value in OTHER_HANDLES
+        ],
         *[("measure", "rows", [value]) for value in OTHER_HANDLES],
         *[("step", "rule", value) for value in OTHER_RULES],
         *[("step", "rule", {**RULE_FIELDS, "weight_gradient": value}) for value in ("1", None, True, [1.0])],
         ("step", "rule", {**RULE_FIELDS, "more": 0.5}),
         ("step", "rule", {**RULE_FIELDS, "type": "dense"}),
         *[(verb, "more", 0) for verb in FIELDS],
-        ("step", "terms", []),
+        ("step", "slices", []),
         ("step", "tensors", []),
         ("measure", "frozen", 0),
         ("commit", "frozen", 0),
@@ -284,9 +291,9 @@ def test_what_is_wrong_with_an_apply_transposed(
         (transposed(job=1), [torch.ones(2, 3), torch.ones(3, 3)]),
         (transposed(rows=(C,)), [torch.ones(2, 3)]),
         (Load((SHEET,), 2), [torch.ones(2, 3)]),
-        (Step((B,), 1, (), RULE), [torch.ones(1)]),
+        (Step((TERM,), 1, (), RULE), [torch.ones(1)]),
         (Measure((A,), (B,), ()), [torch.ones(1)]),
-        (Freeze((B,), 1), [torch.ones(1)]),
+        (Freeze((TERM,), 1), [torch.ones(1)]),
     ],
     ids=str,
 )
@@ -328,8 +335,8 @@ def test_all_parts_of_a_sheet_come_before_those_of_the_next() -> None:
     ("body", "count"),
     [
         (Load((SHEET,), 3, 4), 0),
-        (Step((B,), 1, (7,), RULE), 0),
-        (Freeze((B,), 1), 0),
+        (Step((TERM,), 1, (7,), RULE), 0),
+        (Freeze((TERM,), 1), 0),
         (Measure((A,), (B,), (7,)), 1),
         (transposed(), 1),
         (transposed(terms=()), 0),
