@@ -19,7 +19,8 @@ _ENROLMENT_BYTES = 4096
 class ConnectedFleet(Fleet):
     """A fleet of machines elsewhere, to which more can be added."""
 
-    sealed: SealedFabric | None = None
+    peers: dict[str, bytes] | None = None
+    """The keys that frames of each device are sealed with, where they are: the fabric looks here."""
 
     def enrol(self, device: Enrolment | Path, domain: str = UNKNOWN) -> None:
         """Let one more device take part; whoever runs the broker has to let it in as well.
@@ -28,8 +29,9 @@ class ConnectedFleet(Fleet):
             InputError: the enrolment is not usable, or its name is known with another key or in another domain.
         """
         enrolled = read_enrolment(device) if isinstance(device, Path) else device
-        if self.sealed is not None:
-            self.sealed.add(enrolled.name, enrolled.seal_public)
+        key = enrolled.seal_public
+        if self.peers is not None and self.peers.setdefault(enrolled.name, key) != key:
+            raise InputError(f"{enrolled.name!r} is known with another key; give the device another name")
         self.admit(Device(enrolled.name, domain))
 
 
@@ -67,9 +69,9 @@ def connect(
     open_fabric = NatsFabric(url, keys)
     if not sealed:
         return ConnectedFleet(open_fabric, members, policy=policy)
-    fabric = SealedFabric(open_fabric, keys, {device.name: device.seal_public for device in enrolled})
-    fleet = ConnectedFleet(fabric, members, policy=policy)
-    fleet.sealed = fabric
+    peers = {device.name: device.seal_public for device in enrolled}
+    fleet = ConnectedFleet(SealedFabric(open_fabric, keys, peers), members, policy=policy)
+    fleet.peers = peers
     return fleet
 
 

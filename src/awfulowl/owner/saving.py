@@ -37,11 +37,18 @@ def check_extra(extra: Mapping[str, Any]) -> None:
         InputError: it does not: keys that are no strings, infinity, sets.
     """
     try:
-        same = msgspec.json.decode(msgspec.json.encode(dict(extra))) == dict(extra)
+        same = msgspec.json.decode(msgspec.json.encode(dict(extra))) == _listed(msgspec.to_builtins(dict(extra)))
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise InputError(f"extra cannot be written as JSON: {error}") from error
     if not same:
         raise InputError("extra would come back from JSON as something else (keys that are no strings? infinity?)")
+
+
+def _listed(value: Any) -> Any:
+    """Return a value with lists in place of tuples, as JSON has it."""
+    if isinstance(value, Mapping):
+        return {key: _listed(own) for key, own in value.items()}
+    return [_listed(own) for own in value] if isinstance(value, list | tuple) else value
 
 
 def moment(scattered: nn.Module, optimizer: FleetSGD, plan: Plan, frozen: Frozen, extra: Mapping[str, Any]) -> Moment:
