@@ -66,9 +66,9 @@ class Started:
         """Send what a service manager sends."""
         self._process.terminate()
 
-    def end(self) -> tuple[int, str, str]:
+    def end(self, limit_s: float = LIMIT_S) -> tuple[int, str, str]:
         """Wait for the end; return the exit code and what was written."""
-        out, err = self._process.communicate(timeout=LIMIT_S)
+        out, err = self._process.communicate(timeout=limit_s)
         return self._process.returncode, out, err
 
     def stop(self) -> None:
@@ -147,6 +147,48 @@ def test_an_interrupted_demonstration_leaves_nothing_behind(start: Start, tmp_pa
     until(lambda: not any(process.is_running() for process in demo.family), "end of all processes")
     assert left_behind(tmp_path) == []
     assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.timeout(300)
+def test_the_demonstration_of_training_keeps_its_promises(start: Start, tmp_path: Path) -> None:
+    code, out, err = start("demo", "train", "--devices", "6", "--curve", "loss.png", "--json", "-").end(250)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["accuracy_plain"] >= 0.96
+    assert abs(found["accuracy_scattered"] - found["accuracy_plain"]) <= 0.005
+    assert found["max_weight_difference"] < 1e-3
+    liar, stray, *dead = found["troubles"]
+    assert (liar["kind"], stray["kind"]) == ("lied", "skipped its steps")
+    assert sorted(found["quarantined"]) == sorted([liar["device"], stray["device"]])
+    assert all(one["noticed_after_steps"] is not None for one in found["troubles"])
+    assert [one["kind"] for one in dead] == ["died", "died"]
+    assert (tmp_path / "work" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "NOT hidden" in err
+    assert "Every liar was caught" in err
+    assert "Traceback" not in err
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.timeout(300)
+def test_a_training_that_is_interrupted_goes_on(start: Start, tmp_path: Path) -> None:
+    words = ("train", "digits", "--steps", "40", "--devices", "2", "-o", "out")
+    train = start(*words)
+    checkpoints = tmp_path / "work" / "out" / "checkpoints"
+    until(lambda: list(checkpoints.glob("step-*")) or not train.running, "the first checkpoint")
+    train.children()
+    train.press_ctrl_c()
+    code, out, err = train.end()
+    assert code == 130, err
+    assert err.endswith("interrupted\n")
+    assert "--resume goes on from the newest checkpoint" in out
+    assert "Traceback" not in err
+    until(lambda: not any(process.is_running() for process in train.family), "end of all processes")
+    assert left_behind(tmp_path) == []
+    code, out, err = start(*words, "--resume", "--json", "found.json").end()
+    assert code == 0, err
+    found = json.loads((tmp_path / "work" / "found.json").read_text())
+    assert found["resumed_at"] < found["steps"] == 40
+    assert {path.name for path in (tmp_path / "work" / "out").iterdir()} >= {"model.safetensors", "loss.png"}
 
 
 def left_behind(tmp_path: Path) -> list[str]:

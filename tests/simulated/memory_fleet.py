@@ -1,41 +1,105 @@
 """A fleet in this process: the real owner and the real devices, over the memory fabric."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 from awfulowl.device.worker import Offer, Worker
+from awfulowl.errors import AwfulOwlError
+from awfulowl.fabric.base import Fabric
 from awfulowl.fabric.memory import MemoryFabric
 from awfulowl.fleet.fleet import Fleet
+from awfulowl.limits import DEFAULT, Limits
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.policy import Policy
 from awfulowl.placement.naming import name_devices
+from awfulowl.randomness import Entropy
+from tests.simulated.still_loop import StillLoop
 
 
 class MemoryFleet(Fleet):
-    """A fleet whose devices are tasks of its own loop, so that tests can look at them."""
+    """A fleet whose devices are tasks of its own loop, so that tests can look at them, kill them, and start them."""
 
     workers: dict[str, Worker]
+    running: dict[str, asyncio.Task[None]]
+    fabric: Fabric
+    limits: Limits
 
     @property
     def held_blocks(self) -> int:
         """Blocks that all devices hold together."""
         return sum(len(worker._store) for worker in self.workers.values())
 
+    def start(self, name: str, limits: Limits | None = None) -> Worker:
+        """Start a device, as itself and without blocks."""
+
+        async def begin() -> Worker:
+            worker = Worker(name, self.fabric, Offer(), limits=limits or self.limits)
+            self.workers[name] = worker
+            self.running[name] = asyncio.get_running_loop().create_task(worker.run())
+            return worker
+
+        return self._loop.run(begin())
+
+    def kill(self, name: str) -> None:
+        """End a device without a word."""
+
+        async def end() -> None:
+            task = self.running.pop(name)
+            task.cancel()
+            try:
+                await task
+            except (asyncio.CancelledError, AwfulOwlError):
+                return
+
+        self._loop.run(end())
+
+    def stop_in_the_middle(self, name: str) -> None:
+        """End a device from within what it does just now: it never says that it is done."""
+        task = self.running.pop(name, None)
+        if task is not None:
+            task.cancel()
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self._loop.run(asyncio.sleep(seconds))
+
 
 @contextmanager
-def memory_fleet(devices: int | Mapping[str, str] = 3, policy: Policy | None = None) -> Iterator[MemoryFleet]:
+def memory_fleet(
+    devices: int | Mapping[str, str] = 3,
+    policy: Policy | None = None,
+    *,
+    loop: LoopThread | None = None,
+    wrap: Callable[[Fabric], Fabric] = lambda fabric: fabric,
+    limits: Limits = DEFAULT,
+) -> Iterator[MemoryFleet]:
     """Open a fleet of devices d1, d2, ... in this process."""
-    loop = LoopThread("awfulowl-test")
-    fabric = MemoryFabric()
-    workers = {device.name: Worker(device.name, fabric, Offer()) for device in name_devices(devices)}
-    tasks: list[asyncio.Task[None]] = []
-
-    async def start() -> None:
-        tasks.extend(asyncio.get_running_loop().create_task(worker.run()) for worker in workers.values())
-
-    loop.run(start())
-    with MemoryFleet(fabric, name_devices(devices), policy=policy, loop=loop) as fleet:
-        fleet.workers = workers
+    fabric = wrap(MemoryFabric())
+    names = name_devices(devices)
+    with MemoryFleet(fabric, names, policy=policy, loop=loop or LoopThread("awfulowl-test")) as fleet:
+        fleet.workers, fleet.running, fleet.fabric, fleet.limits = {}, {}, fabric, limits
+        for device in names:
+            fleet.start(device.name)
         fleet.wait_for_devices(10)
+        yield fleet
+
+
+@contextmanager
+def still_fleet(
+    devices: int | Mapping[str, str] = 3,
+    policy: Policy | None = None,
+    *,
+    wrap: Callable[[Fabric], Fabric] = lambda fabric: fabric,
+    limits: Limits = DEFAULT,
+) -> Iterator[MemoryFleet]:
+    """Open a fleet in which nothing happens between calls, and nobody waits: see `still_loop`.
+
+    The owner's arithmetic runs in the loop as well, and its secrets are the same every time.
+    """
+    policy = replace(policy or Policy(), math_threads=1)
+    with memory_fleet(devices, policy, loop=StillLoop(), wrap=wrap, limits=limits) as fleet:
+        fleet._engine._executor = None
+        fleet._engine.entropy = Entropy(0)
         yield fleet

@@ -3,7 +3,7 @@
 import atexit
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -267,7 +267,7 @@ class Fleet:
         check_extra(extra or {})
         pending = self._saving.get(scattered)
         if pending is not None:
-            wait([pending])  # each block is copied once at a time
+            pending.exception()  # each block is copied once at a time; why it failed, its own caller is told
         frozen = self._loop.run(freeze(deployment))
         now = moment(scattered, optimizer, self.plan_of(scattered), frozen, extra or {})
 

@@ -33,7 +33,9 @@ class FleetProduct(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, None]:
         """Return dx, where it is needed."""
         if ctx.x._version != ctx.version:  # noqa: SLF001
-            raise RuntimeError("an input of a scattered layer was changed in place, and its gradient needs what it was")
+            raise RuntimeError(
+                "an input of a scattered layer was modified by an inplace operation, and is needed as it was"
+            )
         wanted = ctx.needs_input_grad[0]
         # torch.autograd.grad(loss, x) leaves the gradients of parameters alone.
         way = ctx.way_to_anchor

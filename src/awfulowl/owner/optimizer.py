@@ -90,12 +90,12 @@ class FleetSGD(torch.optim.SGD):
             UnavailableError: the step was taken, and nothing honest is left that could give a snapshot that is due.
             InputError: gradients or settings are not finite, or momentum is 1 or more; nothing has moved.
         """
+        if closure is not None:
+            raise InputError("closures ask for several passes in one step, which devices do not take; call step()")
         if hasattr(self, "grad_scale"):
             raise InputError("gradients were scaled by a GradScaler: devices compute in float32 and need none")
         if self._training.is_spent:
             raise InputError("these gradients were followed already: call zero_grad(), and backward() again")
-        if closure is not None:
-            raise InputError("closures ask for several passes in one step, which devices do not take; call step()")
         rules = {number: self._rule(group, number) for number, group in self._groups().items()}
         kept = [one for group in self.param_groups for one in group["params"] if not isinstance(one, ScatteredWeight)]
         for one in kept:

@@ -36,8 +36,12 @@ def test_a_terminal_has_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal.warn("careful")
     with terminal.Stages() as stages, stages.stage("counting", 2) as advance:
         advance(1)
+        stages.describe("counting: half of it")
+        stages.say("above the bar")
     assert "\x1b[1;33mwarning: " in screen.getvalue()
     assert "counting" in screen.getvalue()
+    assert "counting: half of it" in screen.getvalue()
+    assert "above the bar" in screen.getvalue()
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, *times: float) -> None:
@@ -55,6 +59,15 @@ def test_in_a_pipe_a_stage_that_took_long_gets_a_line(
         with stages.stage("loading"):
             pass
     assert capsys.readouterr() == ("", "training: 3.2 s\n")
+
+
+def test_in_a_pipe_words_are_lines_and_descriptions_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.Stages() as stages:
+        stages.describe("there is no stage yet")
+        with stages.stage("training", 3):
+            stages.describe("step 1")
+            stages.say("[step 2]")
+    assert capsys.readouterr() == ("", "[step 2]\n")
 
 
 def test_a_stage_that_fails_is_not_said_to_be_done(

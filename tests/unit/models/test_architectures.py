@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from awfulowl.errors import InputError
+from awfulowl.models.convnet import ConvNet
 from awfulowl.models.mlp import Mlp
 from awfulowl.models.seeding import seeded
 from awfulowl.models.transformer import Attention, Transformer, TransformerConfig
@@ -55,6 +56,16 @@ def test_vgg16_answers(vgg: Vgg16) -> None:
         logits = vgg(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
     assert logits.shape == (2, 100)
     assert (logits[0] - logits[1]).abs().max() > 1e-3 * logits.abs().max(), "the signal survives 16 layers"
+
+
+def test_the_small_network_halves_its_pictures_three_times() -> None:
+    with seeded(0):
+        model = ConvNet(7)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    assert model.features(torch.zeros(2, 3, 32, 32)).shape[2:] == (4, 4)
+    assert dense(model) == [(7, model.head.in_features)]
+    with pytest.raises(InputError, match="one class or more"):
+        ConvNet(0)
 
 
 def test_vgg16_copies_each_pooled_value_49_times(vgg: Vgg16) -> None:

@@ -22,6 +22,8 @@ def called(text: str) -> Tensor:
 @pytest.mark.parametrize(
     ("text", "shape"),
     [
+        ("convnet", (1, 10)),
+        ("convnet:7", (1, 7)),
         ("digits", (1, 10)),
         ("mlp", (1, 10)),
         ("mlp:", (1, 10)),
@@ -76,6 +78,8 @@ def test_an_unknown_name_lists_what_there_is(text: str) -> None:
         "mlp:٣-٤",
         "mlp:99999999999999-1",
         "mlp:1000001-1",
+        "convnet:0",
+        "convnet:ten",
         "vgg16:0",
         "vgg16:ten",
         "vgg16:1.5",

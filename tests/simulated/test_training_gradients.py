@@ -1,0 +1,196 @@
+"""The gradients of every adapter: of inputs, as PyTorch has them, and of weights, as one step shows.
+
+Tolerances are the usual bounds of floating point sums, as in `tests.contract.adapters.cases`: a sum of n products is
+off by at most g(n) times the sum of their absolute values, g(n) = n u / (1 - n u), in whatever order it is made
+(Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd edition, section 3.1).
+"""
+
+import copy
+from collections.abc import Iterator
+from math import prod
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from awfulowl.blocks.adapters import scatterable
+from awfulowl.blocks.kernels import Dense
+from awfulowl.placement.request import plan_model
+from tests.contract.adapters.cases import CASES, ROUNDOFF, Example, convolutions, gamma
+from tests.simulated.memory_fleet import MemoryFleet, still_fleet
+from tests.simulated.training import SMALL
+
+some = settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
+ATTENTION_ROUNDING = 1e-5
+"""Of the largest gradient: measured over 600 examples, at most 6e-7."""
+
+REFLECTED = 9
+"""Places at which a padded input of two dimensions holds the same number, at most."""
+
+
+class Called(nn.Module):
+    """A module that is called with some arguments that are always the same."""
+
+    def __init__(self, module: nn.Module, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.module = module
+        self.arguments = arguments
+
+    def forward(self, *args: Tensor) -> Tensor:
+        answer: Tensor | tuple[Tensor, ...] = self.module(*args, **self.arguments)
+        return answer[0] if isinstance(answer, tuple) else answer
+
+
+class Gradients(NamedTuple):
+    """Of the inputs, in their order, and of the parameters, by name."""
+
+    inputs: list[Tensor]
+    parameters: dict[str, Tensor]
+    terms: int
+    """Numbers in the output."""
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[MemoryFleet]:
+    with still_fleet(2) as opened:
+        yield opened
+
+
+def along(model: nn.Module, args: list[Tensor], weigh: Any) -> Gradients:
+    """Differentiate a weighed sum of the outputs; the same tensor stays the same."""
+    leaves = {id(x): x.detach().clone().requires_grad_() for x in args}
+    y = model(*(leaves[id(x)] for x in args))
+    (y * weigh(y)).sum().backward()
+    named = dict(model.named_parameters())
+    found = {name: one.grad for name, one in named.items() if one.grad is not None}
+    empty = torch.zeros(())
+    return Gradients([leaf.grad if leaf.grad is not None else empty for leaf in leaves.values()], found, y.numel())
+
+
+def alike(args: tuple[Tensor, ...], change: Any) -> list[Tensor]:
+    changed = {id(x): change(x) for x in args}
+    return [changed[id(x)] for x in args]
+
+
+class Weights:
+    """Random weights of an output, the same in every precision."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __call__(self, y: Tensor) -> Tensor:
+        drawn = torch.randn(y.shape, generator=torch.Generator().manual_seed(self._seed))
+        return drawn.to(y.dtype)
+
+
+class Compared(NamedTuple):
+    """What the fleet made of an example, and the truth."""
+
+    ours: Gradients
+    after: dict[str, Tensor]
+    truth: Gradients
+    exact: nn.Module
+
+
+def one_step(fleet: MemoryFleet, example: Example, seed: int) -> Compared:
+    """Differentiate on the fleet and in float64, and take a step of lr 1 on the fleet."""
+    model = Called(example.module, example.kwargs)
+    exact = copy.deepcopy(model).double()
+    exact.arguments = {name: _double(value) for name, value in example.kwargs.items()}
+    truth = along(exact, alike(example.args, Tensor.double), Weights(seed))
+    scattered = fleet.scatter(model, plan_model(model, example.args, fleet.devices, SMALL), train=True)
+    optimizer = fleet.optimizer(scattered, lr=1.0)
+    ours = along(scattered, list(example.args), Weights(seed))
+    optimizer.step()
+    after = fleet.gather(scattered)
+    fleet.release(scattered)
+    return Compared(ours, after, truth, exact)
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def magnitudes(example: Example, seed: int) -> Gradients:
+    """The same gradients of absolute values: what rounding is relative to."""
+    model = copy.deepcopy(example.module).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.abs_()
+    return along(Called(model, {}), alike(example.args, lambda x: x.double().abs()), lambda y: Weights(seed)(y).abs())
+
+
+def widened(example: Example) -> Example:
+    """A convolution of three more inputs, so that it is not unfolded at the owner."""
+    old: Any = example.module
+    (x,) = example.args
+    module = type(old)(
+        old.in_channels + 3,
+        old.out_channels,
+        old.kernel_size,
+        stride=old.stride,
+        padding=old.padding,
+        dilation=old.dilation,
+        bias=old.bias is not None,
+        padding_mode=old.padding_mode,
+    )
+    dim = x.dim() - 1 - len(old.kernel_size)
+    return Example(module, (torch.cat([x, x[(slice(None),) * dim + (slice(1),)].repeat_interleave(3, dim)], dim),), {})
+
+
+LINEAR = {
+    "linear": CASES["linear"].examples,
+    "hf_conv1d": CASES["hf_conv1d"].examples,
+    "native convolution": convolutions(grouped=False).map(widened),
+    "unfolded convolution": convolutions(grouped=False),
+    "grouped convolution": convolutions(grouped=True),
+}
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+@given(data=st.data())
+@some
+def test_linear_maps(fleet: MemoryFleet, kind: str, data: st.DataObject) -> None:
+    example = data.draw(LINEAR[kind])
+    (target,) = scatterable(example.module).targets
+    (made,) = target.products()
+    assert kind != "native convolution" or not isinstance(made.kernel, Dense)
+    seed = data.draw(st.integers(0, 1000))
+    ours, after, truth, exact = one_step(fleet, example, seed)
+    sizes = magnitudes(example, seed)
+    weight = made.weights[0]
+    products = weight.shape[0] * prod(weight.shape[2:]) * REFLECTED
+    unit = ROUNDOFF[torch.float32]
+    for mine, other, size in zip(ours.inputs, truth.inputs, sizes.inputs, strict=True):
+        assert mine.shape == other.shape
+        assert ((mine.double() - other).abs() <= gamma(products + 1, unit) * size).all()
+    for name, before in exact.state_dict().items():
+        gradient, size = truth.parameters[name], sizes.parameters[name]
+        allowed = gamma(truth.terms + 3, unit) * (before.abs() + size)
+        assert ((after[name].double() - (before - gradient)).abs() <= allowed).all()
+
+
+@given(data=st.data())
+@some
+def test_attention(fleet: MemoryFleet, data: st.DataObject) -> None:
+    """Self and cross, packed and apart, with masks, biases and added keys."""
+    example = data.draw(CASES["attention"].examples)
+    ours, after, truth, exact = one_step(fleet, example, data.draw(st.integers(0, 1000)))
+    found = [*zip(ours.inputs, truth.inputs, strict=True)]
+    found += [
+        (after[name], before - truth.parameters.get(name, torch.zeros(())))
+        for name, before in exact.state_dict().items()
+    ]
+    largest = max(float(one.abs().max()) for one in (*truth.inputs, *truth.parameters.values()) if one.numel())
+    for mine, other in found:
+        assert mine.shape == other.shape
+        assert ((mine.double() - other).abs() <= ATTENTION_ROUNDING * (1 + largest)).all()
