@@ -177,7 +177,6 @@ class TestWeights:
         torch.testing.assert_close(seen[0], seen[1], rtol=0.0, atol=1e-5)
         pair.agree()
 
-
     def test_two_steps_along_one_gradient(self, pair: Twins) -> None:
         """PyTorch would take both; devices forget gradients with the step, so nobody moves again."""
         pair.ours.zero_grad()
@@ -231,7 +230,7 @@ class TestGradients:
         x, wanted = pair.batch()
         loss = pair.loss(pair.scattered, x, wanted)
         x.add_(1.0)
-        with pytest.raises(RuntimeError, match="changed in place"):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()  # type: ignore[no-untyped-call]
         pair.step()
         pair.agree()

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from safetensors.torch import save
 from torch.optim import lr_scheduler
 
 import awfulowl as owl
-from awfulowl.errors import CheckpointError, InputError, InputError
+from awfulowl.errors import CheckpointError, InputError
 from awfulowl.owner import checkpoint
 from awfulowl.owner.checkpoint import FACTS, MODEL, TRAINING, Facts, newest_checkpoint, read_checkpoint
 from tests.simulated.training import Twins, perceptron, training

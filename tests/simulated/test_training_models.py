@@ -310,6 +310,27 @@ class TestBatches:
             pair.step(2)
             pair.agree()
 
+    def test_models_clear_gradients_too(self) -> None:
+        with training() as pair:
+            pair.differentiate()
+            for model, _, _ in pair.each:
+                model.zero_grad()
+            pair.differentiate()
+            for _, optimizer, _ in pair.each:
+                optimizer.step()
+            pair.agree()
+
+    def test_gradients_that_are_only_asked_for_are_no_part_of_a_step(self) -> None:
+        """As `torch.autograd.grad` leaves those of parameters alone: for attacks, penalties, maps of saliency."""
+        with training() as pair:
+            x, wanted = pair.batch()
+            for model, optimizer, cast in pair.each:
+                own = cast(x).requires_grad_()
+                (found,) = torch.autograd.grad(pair.loss(model, own, cast(wanted)), own)
+                pair.loss(model, (own + found).detach(), cast(wanted)).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            pair.agree()
+
     def test_two_graphs_are_walked_in_any_order(self) -> None:
         with training() as pair:
             batches = [pair.batch() for _ in range(3)]
@@ -318,33 +339,6 @@ class TestBatches:
                 for loss in (losses[1], losses[2], losses[0]):
                     loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-            pair.agree()
-
-
-class TestSharedInputs:
-    """Layers with the same input are one panel, which need not be asked as one."""
-
-    def test_members_asked_alone(self) -> None:
-        with training(model=Heads()) as pair:
-            for turn in range(6):
-                x, wanted = pair.batch()
-                for model, optimizer, cast in pair.each:
-                    optimizer.zero_grad()
-                    asked: Any = model.one if turn % 2 else model.other
-                    functional.mse_loss(asked(cast(x)), cast(wanted)).backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-            pair.agree()
-
-    def test_members_with_other_inputs(self) -> None:
-        with training(model=Heads()) as pair:
-            for _ in range(6):
-                (x, wanted), (other, _) = pair.batch(), pair.batch()
-                for model, optimizer, cast in pair.each:
-                    optimizer.zero_grad()
-                    both: Any = model
-                    y = both.one(cast(x)) + both.other(cast(other))
-                    functional.mse_loss(y, cast(wanted)).backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
             pair.agree()
 
 
