@@ -271,9 +271,9 @@ def run_adaptive(share: float, steps: int) -> dict[str, Any]:
             direction = functional.softmax(inputs[:256] @ weight.T, 1) - functional.one_hot(labels[:256], 10)
             against = direction.T @ inputs[:256]
             wanted = against * (allowed / float(against.norm()))
-            moved = weight.double() + lost.double() + (wanted - told).double()
-            weight.copy_(moved)  # split as rounding would: any other split is refused at once
-            lost.copy_(moved - weight.double())
+            whole = weight.double() + lost.double() + (wanted - told).double()
+            weight.copy_(whole)  # split as rounding would: any other split is refused at once
+            lost.copy_(whole - weight.double())
             strayed += (wanted - told).double()
             told = wanted
         if (number + 1) % RENEWED_EVERY == 0:
