@@ -36,7 +36,7 @@ check: $(DEV_READY)  ## lint, format, types, layers, dependencies, spelling
 	$(BIN)/codespell
 
 bench: $(BENCH_READY)  ## run every benchmark in its quick form
-	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" --quick $(ARGS); done
+	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" --quick $(ARGS); done
 
 docs: $(DEV_READY)  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict

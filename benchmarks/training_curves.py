@@ -123,7 +123,10 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=2)
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--faults", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="one seed, 40 steps")
     options = parser.parse_args()
+    if options.quick:
+        options.seeds, options.steps = [0], 40
     rows = []
     for name in options.recipes:
         path = {"cifar10": options.cifar, "text": options.text}.get(name)

@@ -116,7 +116,9 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
     options = parser.parse_args()
+    options.rounds = 3 if options.quick else options.rounds
     rows = measure(options)
     for row in rows:
         found = row["seconds"]

@@ -40,10 +40,10 @@ def corrupt(fleet: MemoryFleet, name: str, chance: Chance) -> None:
 
 
 @pytest.mark.parametrize("options", [SMALL, REPLICAS], ids=["1 replica", "2 replicas"])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_liars_and_leavers(seed: int, options: Options) -> None:
     """Of nine devices three lie and four leave, one of which does both, at random steps; the leavers return."""
-    chance, steps = Chance(seed), 30
+    chance, steps = Chance(seed), 60
     happenings: dict[int, list[tuple[str, str]]] = {}
     for name in ("d2", "d5", "d7"):
         happenings.setdefault(1 + chance.below(steps - 6), []).append(("lies", name))
@@ -101,7 +101,7 @@ class TestPipelines:
 
     def test_go_on_when_a_device_lies(self) -> None:
         with memory_fleet(4) as fleet:
-            pair = twins(fleet, perceptron(), options=REPLICAS)
+            pair = twins(fleet, perceptron())
             self.step(pair, 3)
             fleet.workers["d2"].tamper = Liar("random", 0.1)
             for _ in range(3):

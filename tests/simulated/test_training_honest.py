@@ -148,7 +148,7 @@ class TestRoom:
 
     def test_is_not_filled_by_frozen_layers(self) -> None:
         model = perceptron()
-        model[2].weight.requires_grad_(False)
+        model[2].weight.requires_grad = False
         with still_fleet(2, limits=dataclasses.replace(DEFAULT, activation_bytes=4 * KIB)) as fleet:
             pair = twins(fleet, model)
             pair.step(80)

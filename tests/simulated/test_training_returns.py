@@ -44,12 +44,12 @@ def test_a_load_fails_once_on_the_only_candidate() -> None:
 
 
 @each_plan
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_any_device_leaves_any_number_of_times(seed: int, options: Options) -> None:
     generator = torch.Generator().manual_seed(seed)
     names = [f"d{number}" for number in range(1, 6)]
     with training(5, Policy(snapshot_after=9, request_timeout_s=100), options=options, momentum=0.9) as pair:
-        for _ in range(30):
+        for _ in range(20):
             name = names[int(torch.randint(5, (), generator=generator))]
             if name not in pair.fleet.running:
                 pair.fleet.start(name)
