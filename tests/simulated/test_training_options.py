@@ -58,17 +58,16 @@ def test_convolutions_train_with_options(options: dict[str, Any]) -> None:
         pair.agree()
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.8])
-@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.8, False), (0.8, True)])
 def test_decay_may_be_decoupled(momentum: float, nesterov: bool) -> None:
     """As in `torch.optim.SGDW` of others: weights shrink by lr times decay first, and not through the gradient."""
     decay = 0.05
-    with training(momentum=momentum, nesterov=nesterov and momentum > 0) as pair:
+    with training(momentum=momentum, nesterov=nesterov) as pair:
         ours = pair.ours = pair.fleet.optimizer(
             pair.scattered,
             lr=0.1,
             momentum=momentum,
-            nesterov=nesterov and momentum > 0,
+            nesterov=nesterov,
             weight_decay=decay,
             decoupled_weight_decay=True,
         )
