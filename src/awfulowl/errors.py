@@ -8,9 +8,12 @@
     │   │   ├── ModelError       a model cannot be cut, or its weights cannot be read
     │   │   ├── PlanError        a plan is unreadable, was tampered with, or is of another model
     │   │   ├── CheckpointError  a checkpoint is damaged, of another model, or cannot be written
+    │   │   ├── ProofError       a proof of training, or part of one, is damaged, of another job, or forged
     │   │   └── RuleError        the placement rules cannot be met by this fleet
     │   ├── ScatteredError       a scattered module was used as if its weights were here
     │   ├── BrokerError          the broker cannot be found, verified or started
+    │   ├── SandboxError         no sandbox for a job's code can be made here
+    │   ├── JobError             a job's code failed, or took more than it may
     │   └── ClosedError          the fleet is closed, or belongs to another process
     ├── PeerError                a peer's fault: it costs the peer
     │   ├── ProtocolError        bytes that our decoder or session refuses
@@ -57,6 +60,10 @@ class CheckpointError(InputError):
     """A checkpoint is incomplete, damaged or of another model, or cannot be written."""
 
 
+class ProofError(InputError):
+    """A proof of training, or a part of one, is damaged, of another job, or forged."""
+
+
 class RuleError(InputError):
     """The placement rules cannot be met by this fleet."""
 
@@ -67,6 +74,18 @@ class ScatteredError(LocalError, RuntimeError):
 
 class BrokerError(LocalError, RuntimeError):
     """The broker cannot be found, verified or started."""
+
+
+class SandboxError(LocalError, RuntimeError):
+    """No sandbox for a job's code can be made here."""
+
+
+class JobError(LocalError, RuntimeError):
+    """A job's code failed, or took more than it may; `reason` says which, in one word."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason: str = reason
 
 
 class ClosedError(LocalError, RuntimeError):

@@ -101,7 +101,7 @@ async def _fetch_panel(
         return found
 
     state = await fetch_panel(deployment, panel, timeout_s, get)
-    if not await deployment.engine.compute(lambda: check.matches_whole(state)):
+    if not await deployment.adds_up(check, state):
         raise UnavailableError(f"{name}: the copied blocks do not add up to what was trained")
     return state
 

@@ -93,8 +93,10 @@ async def fetch_state(
     )
     _, answer = await source.peer.ask(body, [], timeout_s=deployment.engine.policy.answer_timeout_s)
     check = source.check or deployment.checks[number]
+    if len(answer) != body.parts:
+        return None
     is_right = partial(numbers.is_matrix, check, (lane, matrix), rows, [column], answer)
-    return answer if len(answer) == body.parts and await deployment.engine.compute(is_right) else None
+    return answer if not deployment.engine.policy.verify or await deployment.engine.compute(is_right) else None
 
 
 async def _fetch(deployment: Deployment, number: int, cell: int, matrix: int) -> list[Tensor]:
