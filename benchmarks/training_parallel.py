@@ -35,7 +35,7 @@ from torch.nn import functional
 import awfulowl as owl
 from awfulowl.fleet.local import LocalFleet
 from awfulowl.models.mlp import Mlp
-from awfulowl.owner.optimizer import FleetSGD
+from awfulowl.owner.optimizer import FleetOptimizer
 from benchmarks.serving import spread
 
 SIZES = [4096, 4096, 4096, 10]
@@ -47,7 +47,7 @@ class Learner(NamedTuple):
 
     fleet: LocalFleet
     model: nn.Module
-    optimizer: FleetSGD
+    optimizer: FleetOptimizer
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the mean loss of a batch."""

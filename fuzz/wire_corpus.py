@@ -8,6 +8,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from awfulowl.arithmetic.adaptation import Adaptation
 from awfulowl.arithmetic.descent import Descent
 from awfulowl.arithmetic.packing import pack
 from awfulowl.blocks.kernels import Dense
@@ -109,6 +110,8 @@ def of_training() -> Iterator[tuple[str, Body, list[Tensor]]]:
     yield "apply-transposed-without-a-job", asked, [x]
     yield "apply-transposed-of-kept-inputs", msgspec.structs.replace(asked, job=7, kept=9), [x]
     yield "job-of-a-convolution", msgspec.structs.replace(asked, terms=(), job=7, space=(4, 2)), [images, images]
+    yield "step-of-adam", Step(terms=(term,), step=1, jobs=(7,), rule=Adaptation.adam(0.1, 1)), []
+    yield "load-after-adam", Load(sheets=(sheet,), parts=4, step=5), [x, x, x, x]
     yield "step-without-jobs", Step(terms=(), step=2**63 - 1, jobs=(), rule=Descent.sgd(0.1)), []
     yield "fetch-of-a-frozen-state", Fetch(rows=(ROW,), slices=(SLICE,), parts=3, frozen=4), []
     yield "commit-of-a-state", Commit(rows=(ROW,), slices=(SLICE,), parts=3), []
@@ -232,6 +235,11 @@ def bad_training() -> Iterator[tuple[str, bytes]]:
     yield "step-with-a-tensor", request(step, gradients(2))
     yield "step-by-another-rule", request({**step, "rule": "sgd"})
     yield "step-by-five-numbers", request({**step, "rule": {key: rule[key] for key in [*rule][:-1]}})
+    adam = {"type": "adam", **dict.fromkeys(Adaptation.__struct_fields__, 0.5)}
+    yield "adam-without-epsilon", request({**step, "rule": {**adam, "epsilon": 0.0}})
+    yield "adam-without-lift", request({**step, "rule": {**adam, "lift": -1.0}})
+    yield "adam-growing", request({**step, "rule": {**adam, "square_square": 1.5}})
+    yield "descent-as-adam", request({**step, "rule": {**rule, "type": "adam"}})
     yield "step-by-seven-numbers", request({**step, "rule": {**rule, "more": 0.5}})
     yield "step-of-2-63", request({**step, "step": 2**63})
     yield "job-of-less-than-nothing", request({**step, "jobs": [-1]})
@@ -247,8 +255,8 @@ def bad_training() -> Iterator[tuple[str, bytes]]:
     yield "space-of-2-63", request({**asked, "space": [2**63 - 1]}, gradients(2, 0))
     yield "transposed-rows-twice", request({**asked, "rows": [ROW, ROW]}, gradients(2))
     yield "load-of-no-parts", request({"verb": "load", "sheets": [], "parts": 0})
-    yield "load-of-four-parts", request({"verb": "load", "sheets": [], "parts": 4})
-    yield "fetch-of-four-parts", request({"verb": "fetch", "rows": [ROW], "slices": [SLICE], "parts": 4})
+    yield "load-of-five-parts", request({"verb": "load", "sheets": [], "parts": 5})
+    yield "fetch-of-five-parts", request({"verb": "fetch", "rows": [ROW], "slices": [SLICE], "parts": 5})
     yield "freeze-under-less-than-nothing", request({"verb": "freeze", "slices": [SLICE], "number": -1})
     yield (
         "measure-with-a-tensor",

@@ -16,7 +16,7 @@ import awfulowl as owl
 from awfulowl.device.lies import Liar, Misstep
 from awfulowl.errors import CheckpointError, InputError, UnavailableError
 from awfulowl.owner.checkpoint import Checkpoint
-from awfulowl.owner.optimizer import FleetSGD
+from awfulowl.owner.optimizer import FleetOptimizer
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.policy import Policy
 from awfulowl.placement.plan import Plan
@@ -39,7 +39,7 @@ def dropped() -> nn.Module:
 
 
 def train(
-    fleet: MemoryFleet, scattered: nn.Module, optimizer: FleetSGD, scheduler: OneCycleLR, steps: range
+    fleet: MemoryFleet, scattered: nn.Module, optimizer: FleetOptimizer, scheduler: OneCycleLR, steps: range
 ) -> list[float]:
     losses = []
     for number in steps:
@@ -56,7 +56,7 @@ def train(
 
 def prepared(
     fleet: MemoryFleet, plan: Plan, found: Checkpoint | None, **settings: Any
-) -> tuple[nn.Module, FleetSGD, OneCycleLR]:
+) -> tuple[nn.Module, FleetOptimizer, OneCycleLR]:
     """Scatter the model, from a checkpoint if there is one."""
     model = dropped()
     if found is not None:  # of a resumed model nothing but its kind counts

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from awfulowl.owner.optimizer import FleetSGD
+from awfulowl.owner.optimizer import FleetOptimizer
 from tests.simulated.training import Twins, image_model, perceptron, training
 
 STEPS = 40
@@ -173,7 +173,7 @@ def test_two_optimizers_take_turns() -> None:
             for model, optimizer, cast in pair.each:
                 one: Any = (
                     pair.fleet.optimizer(model, model[place].parameters(), lr=0.1)  # type: ignore[index]
-                    if isinstance(optimizer, FleetSGD)
+                    if isinstance(optimizer, FleetOptimizer)
                     else torch.optim.SGD(model[place].parameters(), lr=0.1)  # type: ignore[index]
                 )
                 optimizer.zero_grad()

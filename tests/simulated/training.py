@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from awfulowl.owner.optimizer import FleetSGD
+from awfulowl.owner.optimizer import FleetOptimizer
 from awfulowl.owner.policy import Policy
 from awfulowl.placement.options import Options
 from awfulowl.placement.request import plan_model
@@ -51,7 +51,7 @@ class Twins:
 
     fleet: MemoryFleet
     scattered: nn.Module
-    ours: FleetSGD
+    ours: FleetOptimizer
     plain: nn.Module
     theirs: torch.optim.Optimizer
     loss: Loss = squares

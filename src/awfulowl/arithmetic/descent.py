@@ -14,7 +14,7 @@ products use the first 24. Without it updates below half a unit in the last plac
 
 import math
 from collections.abc import Sequence
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import msgspec
 import numpy as np
@@ -90,6 +90,16 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
             return cls(*(float(np.float32(number)) for number in numbers))
 
     @property
+    def parts(self) -> int:
+        """How many tensors a block has under this rule: weights, what they lost, and maybe a momentum."""
+        return 3 if self.has_momentum else 2
+
+    @property
+    def linear(self) -> "Descent":
+        """What images of weights and momentum follow: the whole step."""
+        return self
+
+    @property
     def has_momentum(self) -> bool:
         """Whether the momentum takes part; otherwise it stays as it is, for later steps."""
         return self.momentum_momentum != 0 or self.momentum_gradient != 0
@@ -102,40 +112,56 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
         change = self.weight_weight * weight + self.weight_momentum * after + self.weight_gradient * gradient
         return weight + change, after
 
+    def step(self, state: Sequence[Tensor], gradient: Tensor, scratch: Sequence[Tensor]) -> None:
+        """Take the step in place; see `Rule`."""
+        weight, lost, *momentum = state
+        change, total = scratch
+        if self.has_momentum:
+            (after,) = momentum
+            after.mul_(self.momentum_momentum).add_(gradient, alpha=self.momentum_gradient)
+            if self.momentum_weight:
+                after.add_(weight, alpha=self.momentum_weight)
+            gradient.mul_(self.weight_gradient) if self.weight_gradient else gradient.zero_()
+            change = gradient.add_(after, alpha=self.weight_momentum)
+        else:
+            change = gradient.mul_(self.weight_gradient)
+        if self.weight_weight:
+            change.add_(weight, alpha=self.weight_weight)
+        add_exactly(weight, lost, change, total)
 
-def descend(rule: Descent, state: Sequence[Tensor], gradient: Tensor) -> None:
+
+class Rule(Protocol):
+    """A step, of any kind."""
+
+    @property
+    def parts(self) -> int:
+        """How many tensors a block has under this rule."""
+
+    def step(self, state: Sequence[Tensor], gradient: Tensor, scratch: Sequence[Tensor]) -> None:
+        """Take the step in place: `gradient` and both tensors of `scratch` are overwritten; all are of one shape."""
+
+
+def descend(rule: Rule, state: Sequence[Tensor], gradient: Tensor) -> None:
     """Take a step in place.
 
     Args:
         rule: the step.
-        state: weights, what was lost when they were rounded, and the momentum where the rule has one; float32 of one
-            shape, contiguous.
+        state: `rule.parts` tensors: weights, what was lost when they were rounded, the momentum where the rule has
+            one, and the mean square where it has one; float32 of one shape, contiguous.
         gradient: of the same shape; overwritten.
     """
     flat = [one.view(-1) for one in (*state, gradient)]
     scratch = [torch.empty(min(_CHUNK, len(flat[0])), dtype=torch.float32, device=gradient.device) for _ in range(2)]
     for start in range(0, len(flat[0]), _CHUNK):
-        parts = [one[start : start + _CHUNK] for one in flat]
-        _descend_part(rule, parts, [one[: len(parts[0])] for one in scratch])
+        *parts, along = (one[start : start + _CHUNK] for one in flat)
+        rule.step(parts, along, [one[: len(along)] for one in scratch])
 
 
-def _descend_part(rule: Descent, parts: Sequence[Tensor], scratch: Sequence[Tensor]) -> None:
-    weight, lost, *momentum, gradient = parts
-    change, total = scratch
-    if rule.has_momentum:
-        (after,) = momentum
-        after.mul_(rule.momentum_momentum).add_(gradient, alpha=rule.momentum_gradient)
-        if rule.momentum_weight:
-            after.add_(weight, alpha=rule.momentum_weight)
-        gradient.mul_(rule.weight_gradient) if rule.weight_gradient else gradient.zero_()
-        change = gradient.add_(after, alpha=rule.weight_momentum)
-    else:
-        change = gradient.mul_(rule.weight_gradient)
-    if rule.weight_weight:
-        change.add_(weight, alpha=rule.weight_weight)
+def add_exactly(weight: Tensor, lost: Tensor, change: Tensor, scratch: Tensor) -> None:
+    """Add a change to weights and to what was lost of them, in place; `change` and `scratch` are overwritten."""
     change.add_(lost)
     # Two-sum: total + lost = weight + change, exactly.
-    torch.add(weight, change, out=total)
+    total = torch.add(weight, change, out=scratch)
     seen = torch.sub(total, weight, out=lost)  # what of the change arrived
     change.sub_(seen)
     seen.sub_(total).add_(weight)  # minus what of the weight was lost

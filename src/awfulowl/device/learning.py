@@ -221,17 +221,17 @@ class Learner:
         if any(sheet.state.step + 1 != request.step for sheet in todo):
             raise RefusedError("step: the blocks are at another step")
         works = [self._gradients(sheet, request.jobs) for sheet in todo]
-        wanted = 2 if request.rule.has_momentum else 1
-        new = [max(0, wanted - len(sheet.state.parts)) * sheet.weights.planes.nbytes for sheet in todo]
+        wanted = request.rule.parts
+        new = [max(0, wanted - 1 - len(sheet.state.parts)) * sheet.weights.planes.nbytes for sheet in todo]
         self._store.check_room(sum(new))
         for sheet, work in zip(todo, works, strict=True):
-            while len(sheet.state.parts) < wanted:
+            while len(sheet.state.parts) < wanted - 1:
                 sheet.state.parts.append(sheet.whole(len(sheet.state.parts) + 1))
             state = [sheet.weights.planes[0], *sheet.state.parts]
             for rows, part in work():
                 if self.tamper is not None:
                     self.tamper(hash((id(sheet), rows.start)), part)
-                descend(request.rule, [one[rows] for one in state[: wanted + 1]], part)
+                descend(request.rule, [one[rows] for one in state[:wanted]], part)
             sheet.state.step = request.step
         if todo:
             self.forget([handle for term in request.terms for handle in term.slices])

@@ -16,6 +16,7 @@ from awfulowl.fabric.base import Fabric
 from awfulowl.limits import DEFAULT, Limits
 from awfulowl.owner.checkpoint import Checkpoint, prune_checkpoints
 from awfulowl.owner.deployment import Deployment
+from awfulowl.owner.descents import OPTIMIZERS
 from awfulowl.owner.engine import Engine
 from awfulowl.owner.freezing import freeze
 from awfulowl.owner.gather import gather
@@ -24,11 +25,12 @@ from awfulowl.owner.loading import Progress
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.math_threads import single_threaded
 from awfulowl.owner.modules import scatter
-from awfulowl.owner.optimizer import Course, FleetSGD, clear_with, places, trainable
+from awfulowl.owner.optimizer import Course, FleetOptimizer, clear_with, places, trainable
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.pipeline import pipelined
 from awfulowl.owner.policy import Policy
-from awfulowl.owner.saving import check_extra, moment, momentum_begun, restore, save, states
+from awfulowl.owner.saving import check_extra, moment, restore, resume, save, states
+from awfulowl.owner.snapshots import settle
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.placement.ledger import UNKNOWN, Device
 from awfulowl.placement.plan import Plan, model_digest
@@ -156,8 +158,7 @@ class Fleet:
         scattered = scatter(model, deployment, parts, self._loop)
         if checkpoint is not None and isinstance(deployment, TrainedDeployment):
             restore(checkpoint, scattered)
-            for history, begun in zip(deployment.histories, momentum_begun(checkpoint, plan), strict=True):
-                history.has_momentum = begun
+            resume(checkpoint, deployment)
         self._scattered[scattered] = deployment, parts
         if isinstance(deployment, TrainedDeployment):
             clear_with(scattered, deployment)
@@ -179,24 +180,36 @@ class Fleet:
         params: Iterable[nn.Parameter] | Iterable[Mapping[str, Any]] | None = None,
         *,
         lr: float,
+        algorithm: str = "sgd",
         **options: Any,
-    ) -> FleetSGD:
-        """Return stochastic gradient descent for a model under training: here and at devices alike.
+    ) -> FleetOptimizer:
+        """Return an optimizer of a model under training: here and at devices alike.
+
+        What devices do is proved for stochastic gradient descent: every step of every block, within a bound (`drift`).
+        Adam's steps are looked at in a share of the blocks only, and devices send all weights after each.
 
         Args:
             scattered: from `scatter` with train=True.
             params: some of its parameters, or groups with options of their own; None for all.
             lr: the learning rate.
-            options: momentum, dampening, weight_decay, nesterov, maximize as in `torch.optim.SGD`; and
-                decoupled_weight_decay.
+            algorithm: sgd or adam.
+            options: of sgd momentum, dampening, weight_decay, nesterov, maximize as in `torch.optim.SGD`, and
+                decoupled_weight_decay; of adam betas, eps, weight_decay, maximize as in `torch.optim.Adam`, and
+                decoupled_weight_decay, which makes it AdamW.
 
         Raises:
             ScatteredError: the model was not scattered by this fleet, or not for training.
-            InputError: an option cannot be had, or parameters that are trained together are in different groups.
+            InputError: an option or algorithm cannot be had, parameters that are trained together are in different
+                groups, or blocks have replicas and Adam is to move them.
         """
         deployment, parts = self._training(scattered)
         course = Course(scattered, deployment, places(scattered, deployment, parts), self._loop)
-        return FleetSGD(course, params, lr=lr, **options)
+        if algorithm not in OPTIMIZERS:
+            raise InputError(
+                f"algorithm={algorithm!r}: there are {', '.join(OPTIMIZERS)}; AdamW is adam with "
+                "decoupled_weight_decay=True"
+            )
+        return OPTIMIZERS[algorithm](course, params, lr=lr, **options)
 
     def pipeline(
         self, scattered: nn.Module, loss: Callable[[T], Tensor], batches: Sequence[T], *, threads: int = 4
@@ -236,7 +249,7 @@ class Fleet:
     def checkpoint(
         self,
         scattered: nn.Module,
-        optimizer: FleetSGD,
+        optimizer: FleetOptimizer,
         directory: Path,
         *,
         extra: Mapping[str, Any] | None = None,
@@ -268,6 +281,7 @@ class Fleet:
         pending = self._saving.get(scattered)
         if pending is not None:
             pending.exception()  # each block is copied once at a time; why it failed, its own caller is told
+        self._loop.run(settle(deployment), timeout_s)
         frozen = self._loop.run(freeze(deployment))
         now = moment(scattered, optimizer, self.plan_of(scattered), frozen, extra or {})
 
@@ -289,6 +303,8 @@ class Fleet:
             UnavailableError: a block could not be fetched from any honest device within `timeout_s`.
         """
         deployment, parts = self._scattering(scattered)
+        if isinstance(deployment, TrainedDeployment):
+            self._loop.run(settle(deployment), timeout_s)
         return self._loop.run(gather(deployment, scattered, parts, timeout_s), timeout_s + 5)
 
     def release(self, scattered: nn.Module) -> None:

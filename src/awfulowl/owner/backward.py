@@ -156,7 +156,7 @@ class TransposedProduct:
         wrong = [piece for piece, right in zip(pieces, verdicts, strict=True) if not right]
         if not wrong:
             # Every block and every part is right, and the sum is not: images that strayed further than we believed.
-            await self._deployment.snapshot(self._number)
+            await self._deployment.anchor(self._number)
             return list(pieces)
         again = [cell for piece in wrong for cell in piece.layout.answered]
         avoid = frozenset(piece.device for piece in wrong)
@@ -165,6 +165,8 @@ class TransposedProduct:
 
     async def _is_right(self, piece: TransposedPiece, job: Job) -> bool:
         """Multiply with a device's own blocks; a liar loses its place."""
+        if piece.device in self._deployment.rebuilt[self._number]:
+            return True  # it will be asked what it holds
         peer = self._engine.peers[piece.device]
         reason = f"gradients for {self._panel.name} are not those of its blocks"
         if self._layouts.fits(piece, job.x):

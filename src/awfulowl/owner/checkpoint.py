@@ -52,6 +52,8 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     random: bytes
     extra: dict[str, Any]
     sha256: dict[str, str]
+    adapted: dict[str, Natural] = {}
+    """Steps of Adam that products have taken."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,17 +171,23 @@ def _tensors(path: Path, digest: str | None) -> dict[str, Tensor]:
     return load(content)
 
 
-def momenta(found: Checkpoint, scattered: nn.Module) -> dict[nn.Parameter, Tensor]:
-    """Return the momentum of kept parameters.
+def kept_state(
+    found: Checkpoint, scattered: nn.Module, kept: Mapping[str, str]
+) -> dict[nn.Parameter, dict[str, Tensor]]:
+    """Return what an optimizer keeps for parameters at the owner (`FleetOptimizer.kept`).
 
     Raises:
-        CheckpointError: one has another shape.
+        CheckpointError: something has another shape.
     """
-    own: dict[nn.Parameter, Tensor] = {}
+    own: dict[nn.Parameter, dict[str, Tensor]] = {}
     for name, parameter in scattered.named_parameters():
-        buffer = found.training.get(f"momentum.{name}")
-        if buffer is not None and not isinstance(parameter, ScatteredWeight):
-            if buffer.shape != parameter.shape:
-                raise CheckpointError(f"the checkpoint's momentum of {name} has another shape than the parameter")
-            own[parameter] = buffer
+        if isinstance(parameter, ScatteredWeight):
+            continue
+        for short, key in kept.items():
+            tensor = found.training.get(f"{short}.{name}")
+            if tensor is None:
+                continue
+            if tensor.shape not in {parameter.shape, torch.Size()}:
+                raise CheckpointError(f"the checkpoint's {short} of {name} has another shape than the parameter")
+            own.setdefault(parameter, {})[key] = tensor.clone()
     return own

@@ -12,6 +12,7 @@ from torch import Tensor
 from awfulowl.errors import PeerError, UnavailableError
 from awfulowl.owner.engine import together
 from awfulowl.owner.gather import Source, fetch_panel, fetch_state
+from awfulowl.owner.snapshots import adds_up
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.verification.training import TrainingCheck
 from awfulowl.wire.messages import Freeze
@@ -20,12 +21,13 @@ _NOBODY: frozenset[str] = frozenset()
 
 
 class Frozen(NamedTuple):
-    """Who froze which cells under a number, by panel; and for each panel its check and whether it has a momentum."""
+    """Who froze which cells under a number, by panel; and of each panel its check and what its history tells."""
 
     number: int
     sources: list[dict[int, str]]
     checks: list[TrainingCheck]
     has_momentum: list[bool]
+    adapted: list[int]
 
 
 async def freeze(deployment: TrainedDeployment) -> Frozen:
@@ -37,7 +39,8 @@ async def freeze(deployment: TrainedDeployment) -> Frozen:
     number, panels = deployment.number(), range(len(deployment.panels))
     sources = await together(_freeze_panel(deployment, panel, number) for panel in panels)
     checks = [deployment.check(panel).copy() for panel in panels]
-    return Frozen(number, sources, checks, [history.has_momentum for history in deployment.histories])
+    histories = deployment.histories
+    return Frozen(number, sources, checks, [one.has_momentum for one in histories], [one.adapted for one in histories])
 
 
 async def _freeze_panel(deployment: TrainedDeployment, panel: int, number: int) -> dict[int, str]:
@@ -101,7 +104,7 @@ async def _fetch_panel(
         return found
 
     state = await fetch_panel(deployment, panel, timeout_s, get)
-    if not await deployment.adds_up(check, state):
+    if not await adds_up(deployment, check, state):
         raise UnavailableError(f"{name}: the copied blocks do not add up to what was trained")
     return state
 

@@ -35,6 +35,7 @@ async def fetch_panel(
     number: int,
     timeout_s: float,
     get: Callable[[int, int], Awaitable[list[Tensor]]] | None = None,
+    parts: int | None = None,
 ) -> list[Tensor]:
     """Return what devices hold of a panel, verified: its parts, (outputs, inputs / groups, *size) float32 each.
 
@@ -43,12 +44,13 @@ async def fetch_panel(
         number: the panel's.
         timeout_s: seconds until all has to be there.
         get: returns the verified parts of a cell and the number of a matrix; None asks any honest device.
+        parts: how many; None for all that there are.
 
     Raises:
         UnavailableError: a cell cannot be had from any honest device within `timeout_s`.
     """
     panel, numbers = deployment.panels[number], deployment.numbers[number]
-    blocks: list[dict[tuple[int, int], Tensor]] = [{} for _ in range(numbers.fetched)]
+    blocks: list[dict[tuple[int, int], Tensor]] = [{} for _ in range(parts or numbers.fetched)]
     slots = asyncio.Semaphore(_FETCHES_AT_ONCE)
 
     async def one(cell: int, matrix: int) -> None:
@@ -75,6 +77,24 @@ async def fetch_panel(
     return whole
 
 
+async def ask_state(
+    deployment: Deployment, number: int, place: tuple[int, int], source: Source, parts: int
+) -> list[Tensor]:
+    """Return parts of a cell's matrix, a `place`, as a device says that it holds them: any types, any shapes.
+
+    Raises:
+        PeerError: the device does not answer.
+    """
+    panel, (cell, matrix) = deployment.panels[number], place
+    body = Fetch(
+        rows=tuple(panel.row_handles[row] for row in panel.cells[cell].rows),
+        slices=deployment.slices(number, cell)[matrix : matrix + 1],
+        parts=parts,
+        frozen=source.frozen,
+    )
+    return (await source.peer.ask(body, [], timeout_s=deployment.engine.policy.answer_timeout_s)).tensors
+
+
 async def fetch_state(
     deployment: Deployment, number: int, cell: int, matrix: int, source: Source
 ) -> list[Tensor] | None:
@@ -83,17 +103,11 @@ async def fetch_state(
     Raises:
         PeerError: the device does not answer.
     """
-    panel, numbers = deployment.panels[number], deployment.numbers[number]
-    lane, rows, column = panel.cells[cell].lane, panel.cells[cell].rows, panel.cells[cell].column
-    body = Fetch(
-        rows=tuple(panel.row_handles[row] for row in rows),
-        slices=deployment.slices(number, cell)[matrix : matrix + 1],
-        parts=numbers.fetched,
-        frozen=source.frozen,
-    )
-    _, answer = await source.peer.ask(body, [], timeout_s=deployment.engine.policy.answer_timeout_s)
+    numbers, placed = deployment.numbers[number], deployment.panels[number].cells[cell]
+    lane, rows, column = placed.lane, placed.rows, placed.column
+    answer = await ask_state(deployment, number, (cell, matrix), source, numbers.fetched)
     check = source.check or deployment.checks[number]
-    if len(answer) != body.parts:
+    if len(answer) != numbers.fetched:
         return None
     is_right = partial(numbers.is_matrix, check, (lane, matrix), rows, [column], answer)
     return answer if not deployment.engine.policy.verify or await deployment.engine.compute(is_right) else None

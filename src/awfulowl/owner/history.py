@@ -8,9 +8,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from awfulowl.arithmetic.adaptation import Adaptation
 from awfulowl.arithmetic.descent import Descent
 from awfulowl.errors import InputError
 from awfulowl.verification.training import Seen
+
+Rule = Descent | Adaptation
+"""What a step is taken by."""
 
 
 @dataclass(eq=False, slots=True)
@@ -87,7 +91,7 @@ class Taken(NamedTuple):
 
     step: int
     jobs: tuple[Job, ...]
-    rule: Descent
+    rule: Rule
 
 
 class Steadiness:
@@ -139,6 +143,10 @@ class History:
     pending: list[Job] = field(default_factory=list)
     failures: int = 0
     has_momentum: bool = False
+    adaptive: bool = False
+    """Whether Adam moves the panel, and nothing else."""
+    adapted: int = 0
+    """Steps of Adam, those before a checkpoint included: its means begin at 0."""
     spent: bool = False
     """Whether a step was taken along the pending jobs: they count again only after `forget`."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -168,11 +176,12 @@ class History:
         """Return the jobs of the next step, in an order that does not depend on who was faster."""
         return tuple(sorted(self.pending, key=lambda job: job.order))
 
-    def take(self, rule: Descent) -> Taken:
+    def take(self, rule: Rule) -> Taken:
         """Note that the next step is taken."""
         taken = Taken(self.step + 1, self.jobs(), rule)
         self.log.append(taken)
         self.step += 1
+        self.adapted += self.adaptive
         self.pending = []
         self.spent = True
         self.has_momentum = self.has_momentum or rule.has_momentum

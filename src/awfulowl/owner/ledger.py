@@ -53,6 +53,8 @@ class Ledger:
     """Times that a device had not taken a step, and was rebuilt."""
     snapshots: int = 0
     """States of panels that were fetched, verified and kept."""
+    reworked: int = 0
+    """Blocks that the owner rebuilt itself, to see whether Adam moved them as it should."""
     damaged: int = 0
     """Frames whose check sum was wrong: the network's doing, or somebody's on the way."""
     violations: int = 0

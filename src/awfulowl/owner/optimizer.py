@@ -1,27 +1,25 @@
-"""Stochastic gradient descent over parameters at the owner and at devices alike."""
+"""Optimizers of parameters at the owner and at devices alike."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from awfulowl.arithmetic.descent import Descent
 from awfulowl.arithmetic.numbers import FLOAT32
 from awfulowl.blocks.adapters.catalogue import scatterable
 from awfulowl.blocks.adapters.weight import ScatteredWeight
 from awfulowl.errors import CheckpointError, InputError, ModelError, PlanError, ScatteredError
-from awfulowl.owner.checkpoint import Checkpoint, momenta
+from awfulowl.owner.checkpoint import Checkpoint, kept_state
 from awfulowl.owner.clipping import squared_norm
 from awfulowl.owner.deployment import Deployment
+from awfulowl.owner.history import Rule
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.survey import Part, product_name
-
-_OPTIONS: Final = frozenset({"momentum", "dampening", "weight_decay", "nesterov", "maximize", "decoupled_weight_decay"})
 
 
 class Course(NamedTuple):
@@ -33,12 +31,17 @@ class Course(NamedTuple):
     loop: LoopThread
 
 
-class FleetSGD(torch.optim.SGD):
-    """`torch.optim.SGD` whose scattered parameters move at the devices that hold them.
+class FleetOptimizer(torch.optim.Optimizer):
+    """What optimizers have in common whose scattered parameters move at the devices that hold them.
 
     Schedulers, parameter groups and `zero_grad` work as ever. `step` returns when every device has taken the step, or
     is known to have missed it.
     """
+
+    options: ClassVar[frozenset[str]]
+    """What may be given beside the learning rate."""
+    kept: ClassVar[Mapping[str, str]]
+    """Tensors that are kept for each parameter at the owner: by their names in a checkpoint, those in `state`."""
 
     _step_supports_amp_scaling = True
     """So that a GradScaler says that it is there, and can be refused: it would unscale what is kept alone."""
@@ -52,9 +55,9 @@ class FleetSGD(torch.optim.SGD):
         decoupled_weight_decay: bool = False,
         **options: Any,
     ) -> None:
-        unknown = sorted(options.keys() - _OPTIONS)
+        unknown = sorted(options.keys() - self.options)
         if unknown:
-            raise InputError(f"{', '.join(unknown)}: no options here; there are lr, {', '.join(sorted(_OPTIONS))}")
+            raise InputError(f"{', '.join(unknown)}: no options here; there are lr, {', '.join(sorted(self.options))}")
         own = [one for one in course.scattered.parameters() if one.requires_grad]
         chosen: Any = own if params is None else params
         self._scattered = course.scattered
@@ -66,15 +69,37 @@ class FleetSGD(torch.optim.SGD):
         self.steps = 0
         """Steps taken, those before a checkpoint included."""
         try:
-            super().__init__(chosen, lr=lr, **options)
+            super().__init__(chosen, lr=lr, **options)  # type: ignore[call-arg]  # those of a class of torch.optim
         except (TypeError, ValueError) as error:
             raise InputError(f"this optimizer cannot be made: {error}") from error
         self._groups()
+
+    def _rule(self, group: Mapping[str, Any], number: int) -> Rule:
+        """Return what devices step by.
+
+        Raises:
+            InputError: settings are not those of a step that can be checked.
+        """
+        raise NotImplementedError
+
+    def _step_here(self) -> None:
+        """Move what is kept."""
+        raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own, as in `torch.optim.Optimizer`."""
         param_group.setdefault("decoupled_weight_decay", self._decoupled)
         super().add_param_group(param_group)
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """Return copies of what is kept for parameters at the owner, by the names of a checkpoint."""
+        return {
+            f"{short}.{name}": self.state[parameter][key].clone()
+            for name, parameter in self._scattered.named_parameters()
+            if not isinstance(parameter, ScatteredWeight) and parameter in self.state
+            for short, key in self.kept.items()
+            if isinstance(self.state[parameter].get(key), Tensor)
+        }
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, here and at devices."""
@@ -109,7 +134,7 @@ class FleetSGD(torch.optim.SGD):
         self._loop.run(self._training.look_after())
         return None
 
-    def _step_elsewhere(self, rules: Mapping[int, Descent]) -> KeyboardInterrupt | None:
+    def _step_elsewhere(self, rules: Mapping[int, Rule]) -> KeyboardInterrupt | None:
         """Let devices step; an interrupt is returned when they have, since half a step would be none."""
         interrupted, future = None, self._loop.submit(self._training.step(rules))
         while True:
@@ -159,27 +184,12 @@ class FleetSGD(torch.optim.SGD):
                 f"the checkpoint has {len(found.facts.groups)} groups of parameters, not as many as here"
             )
         for group, settings in zip(self.param_groups, found.facts.groups, strict=True):
-            if settings.keys() != group.keys() - {"params"} and not settings.keys() >= _OPTIONS:
+            if settings.keys() != group.keys() - {"params"} and not settings.keys() >= self.options:
                 raise CheckpointError("the checkpoint was made with another optimizer")
             group.update(settings)
-        for parameter, buffer in momenta(found, self._scattered).items():
-            self.state[parameter]["momentum_buffer"] = buffer.clone()
+        for parameter, tensors in kept_state(found, self._scattered, self.kept).items():
+            self.state[parameter].update(tensors)
         self.steps = found.facts.step
-
-    def _step_here(self) -> None:
-        """Move what is kept; decoupled decay is done first, as torch.optim.AdamW does."""
-        decays = [group["weight_decay"] for group in self.param_groups]
-        for group in self.param_groups:
-            if group["decoupled_weight_decay"] and group["weight_decay"]:
-                for one in group["params"]:
-                    if one.grad is not None:
-                        one.mul_(1 - group["lr"] * group["weight_decay"])
-                group["weight_decay"] = 0.0
-        try:
-            torch.optim.SGD.step(self)
-        finally:
-            for group, decay in zip(self.param_groups, decays, strict=True):
-                group["weight_decay"] = decay
 
     def _groups(self) -> dict[int, dict[str, Any]]:
         """Return the group of each panel.
@@ -196,20 +206,6 @@ class FleetSGD(torch.optim.SGD):
                             f"{weight!r} and others with the same input are trained together: put them in one group"
                         )
         return groups
-
-    def _rule(self, group: Mapping[str, Any], number: int) -> Descent:
-        if not 0 <= group["momentum"] < 1:
-            raise InputError(f"momentum={group['momentum']}: what devices do can be checked below 1 only")
-        return Descent.sgd(
-            float(group["lr"]),
-            momentum=group["momentum"],
-            dampening=group["dampening"],
-            weight_decay=group["weight_decay"],
-            nesterov=group["nesterov"],
-            decoupled=group["decoupled_weight_decay"],
-            scale=-self._scale if group["maximize"] else self._scale,
-            first=not self._training.histories[number].has_momentum,
-        )
 
 
 def _plain(value: Any) -> Any:
@@ -294,7 +290,7 @@ def trainable(model: nn.Module, plan: Plan, parts: Iterable[Part]) -> list[bool]
 def _refuse_foreign(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Stop optimizers that would leave scattered weights where they are, without a word."""
     del args, kwargs
-    if isinstance(optimizer, FleetSGD):
+    if isinstance(optimizer, FleetOptimizer):
         return
     for group in optimizer.param_groups:
         for one in group["params"]:

@@ -72,6 +72,10 @@ class Policy:
     """Inputs and gradients since the last snapshots that the owner keeps, to rebuild blocks from; when there are more,
     the panels are snapshot whose state is small beside their part of it."""
 
+    reworked: float = 0.1
+    """The share of each device's blocks of a panel, at least one, that the owner rebuilds at a snapshot, to see whether
+    Adam moved them as it should (`owner.auditing`)."""
+
     cover_s: tuple[float, float] = (5.0, 30.0)
     """A quarantined device goes on getting old inputs for a random time in this range, so that it learns late."""
 

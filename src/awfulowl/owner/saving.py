@@ -1,6 +1,6 @@
 """From a model under training to a checkpoint, and back."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,14 +8,13 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from awfulowl.blocks.adapters.weight import ScatteredWeight
 from awfulowl.errors import CheckpointError, InputError
 from awfulowl.owner import checkpoint
 from awfulowl.owner.checkpoint import Checkpoint, Facts
 from awfulowl.owner.freezing import Frozen, fetch_frozen
 from awfulowl.owner.gather import state_dict
-from awfulowl.owner.optimizer import FleetSGD
-from awfulowl.owner.states import PARTS
+from awfulowl.owner.optimizer import FleetOptimizer
+from awfulowl.owner.states import ADAPTATION_PARTS, DESCENT_PARTS, PARTS
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.survey import Part
@@ -27,7 +26,7 @@ class Moment(NamedTuple):
     frozen: Frozen
     facts: Facts
     kept: dict[str, Tensor]
-    momentum: dict[str, Tensor]
+    training: dict[str, Tensor]
 
 
 def check_extra(extra: Mapping[str, Any]) -> None:
@@ -51,7 +50,9 @@ def _listed(value: Any) -> Any:
     return [_listed(own) for own in value] if isinstance(value, list | tuple) else value
 
 
-def moment(scattered: nn.Module, optimizer: FleetSGD, plan: Plan, frozen: Frozen, extra: Mapping[str, Any]) -> Moment:
+def moment(
+    scattered: nn.Module, optimizer: FleetOptimizer, plan: Plan, frozen: Frozen, extra: Mapping[str, Any]
+) -> Moment:
     """Copy what the owner holds of a training; the next step may come as soon as this returns."""
     products = [tuple(member.product for member in panel.members) for panel in plan.panels]
     facts = Facts(
@@ -61,25 +62,14 @@ def moment(scattered: nn.Module, optimizer: FleetSGD, plan: Plan, frozen: Frozen
         has_momentum=tuple(
             name for names, begun in zip(products, frozen.has_momentum, strict=True) if begun for name in names
         ),
+        adapted={name: count for names, count in zip(products, frozen.adapted, strict=True) for name in names if count},
         groups=optimizer.settings(),
         random=torch.get_rng_state().numpy().tobytes(),
         extra=dict(extra),
         sha256={},
     )
     kept = {name: tensor.detach().clone() for name, tensor in scattered.state_dict().items()}
-    momentum = {f"momentum.{name}": buffer.clone() for name, buffer in _buffers(scattered, optimizer).items()}
-    return Moment(frozen, facts, kept, momentum)
-
-
-def _buffers(scattered: nn.Module, optimizer: FleetSGD) -> dict[str, Tensor]:
-    """Return the momentum of kept parameters, by name."""
-    found = {}
-    for name, parameter in scattered.named_parameters():
-        if not isinstance(parameter, ScatteredWeight):
-            buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
-            if buffer is not None:
-                found[name] = buffer
-    return found
+    return Moment(frozen, facts, kept, optimizer.kept_tensors())
 
 
 async def save(
@@ -96,10 +86,10 @@ async def save(
 
     def put() -> Path:
         model = state_dict(deployment.panels, [state[0] for state in states], now.kept, parts)
-        training = dict(now.momentum)
+        training = dict(now.training)
         for panel, state in zip(deployment.panels, states, strict=True):
             for member in panel.members:
-                for name, part in zip(PARTS, state, strict=True):
+                for name, part in zip(PARTS, state, strict=False):
                     training[f"{name}/{member.product}"] = part[member.rows.start : member.rows.stop]
         return checkpoint.write_checkpoint(directory, now.facts, model, training)
 
@@ -120,7 +110,8 @@ def states(found: Checkpoint, plan: Plan) -> dict[str, list[Tensor]]:
             shape = (member.rows.size, *panel.grid.shape[1:])
             own = [found.training.get(f"{name}/{member.product}") for name in PARTS]
             tensors = [tensor for tensor in own if tensor is not None and tuple(tensor.shape) == shape]
-            if len(tensors) < len(PARTS) or any(tensor.dtype is not torch.float32 for tensor in tensors):
+            wanted = ADAPTATION_PARTS if found.facts.adapted.get(member.product) else DESCENT_PARTS
+            if len(tensors) != wanted or any(tensor.dtype is not torch.float32 for tensor in tensors):
                 raise CheckpointError(f"the checkpoint holds no state of {member.product} in this model's shape")
             states[member.product] = tensors
     return states
@@ -142,7 +133,10 @@ def restore(found: Checkpoint, scattered: nn.Module) -> None:
         raise CheckpointError(f"the checkpoint does not hold {', '.join([*lost, *unexpected][:4])}")
 
 
-def momentum_begun(found: Checkpoint, plan: Plan) -> Sequence[bool]:
-    """Say for each panel of a plan whether its momentum has begun."""
-    names = set(found.facts.has_momentum)
-    return [any(member.product in names for member in panel.members) for panel in plan.panels]
+def resume(found: Checkpoint, deployment: TrainedDeployment) -> None:
+    """Let the histories of panels go on where they were: whether a momentum has begun, and Adam."""
+    begun, adapted = set(found.facts.has_momentum), found.facts.adapted
+    for panel, history in zip(deployment.panels, deployment.histories, strict=True):
+        history.has_momentum = any(member.product in begun for member in panel.members)
+        history.adapted = max(adapted.get(member.product, 0) for member in panel.members)
+        history.adaptive = history.adapted > 0

@@ -21,8 +21,11 @@ from awfulowl.randomness import Entropy
 from awfulowl.veil.base import Sharing
 from awfulowl.verification.training import TrainingCheck
 
-PARTS: Final = ("weight", "lost", "momentum")
-"""What a block under training consists of (`arithmetic.descent`), in the order of the wire."""
+PARTS: Final = ("weight", "lost", "momentum", "square")
+"""What a block under training consists of, in the order of the wire; a mean square has it after steps of Adam only."""
+
+DESCENT_PARTS: Final = 3
+ADAPTATION_PARTS: Final = 4
 
 
 class Vault:
@@ -65,7 +68,7 @@ class Vault:
 class Trained(Floats):
     """float32 that moves: blocks are those of the last snapshot, which is the model at first."""
 
-    fetched = len(PARTS)
+    fetched = DESCENT_PARTS
 
     def __init__(self, panel: Panel, number: int, weights: Sequence[Tensor], sharing: Sharing, vault: Vault) -> None:
         """Copy the weights into the vault: the model may be used otherwise from then on."""
@@ -77,7 +80,7 @@ class Trained(Floats):
     @property
     def state_bytes(self) -> int:
         """Bytes of a whole state."""
-        return 4 * len(PARTS) * torch.Size(self._panel.grid.shape).numel()
+        return 4 * self.fetched * torch.Size(self._panel.grid.shape).numel()
 
     def anchor(self, state: Sequence[Tensor], step: int = 0) -> None:
         """Make a state (`PARTS`, each of the panel's shape) the last snapshot: the one after `step`.
@@ -86,7 +89,8 @@ class Trained(Floats):
             ModelError: it cannot be written.
         """
         self._vault.save(self._number, state)
-        self.parts, self.step = len(PARTS), step
+        self.parts = self.fetched = len(state)
+        self.step = step
 
     def _state(self) -> list[Tensor]:
         return self._vault.load(self._number)
@@ -94,8 +98,11 @@ class Trained(Floats):
     def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> TrainingCheck:
         """Draw secrets that follow the weights from the last snapshot on."""
         weight, *others = self._state()
-        known = [weight, *others[:1]]
-        return TrainingCheck(known, self._panel.grid, entropy, momentum=others[1:], apart=apart)
+        stated = self.fetched == ADAPTATION_PARTS
+        known = [weight] if stated else [weight, *others[:1]]
+        check = TrainingCheck(known, self._panel.grid, entropy, momentum=others[1:2], apart=apart)
+        check.stated = stated
+        return check
 
     def matrices(self, check: AnyCheck, lane: int, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
         """Return the parts of the blocks as they were at the last snapshot."""

@@ -7,6 +7,7 @@ those jobs (inputs and gradients, not weights) until the next snapshot.
 
 import asyncio
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -16,23 +17,22 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from awfulowl.arithmetic.descent import Descent
 from awfulowl.errors import GoneError, InputError, PeerError, UnavailableError
+from awfulowl.owner.auditing import state_weights
 from awfulowl.owner.deployment import Deployment
 from awfulowl.owner.engine import Engine, together
-from awfulowl.owner.gather import fetch_panel
-from awfulowl.owner.history import History, Job, Taken
+from awfulowl.owner.history import History, Job, Rule, Taken
 from awfulowl.owner.layout import Piece
 from awfulowl.owner.numbers import Numbers
 from awfulowl.owner.peer import Peer
-from awfulowl.owner.snapshots import due
-from awfulowl.owner.states import PARTS, Trained, Vault
+from awfulowl.owner.snapshots import due, take
+from awfulowl.owner.states import ADAPTATION_PARTS, Trained, Vault
 from awfulowl.owner.transposing import TransposedLayouts
 from awfulowl.owner.witness import witness
 from awfulowl.placement.plan import Plan
 from awfulowl.verification.training import TrainingCheck
 from awfulowl.wire.digest import digest
-from awfulowl.wire.messages import Commit, Step
+from awfulowl.wire.messages import Step
 from awfulowl.wire.parts import Term
 
 STEP_TIMEOUT_FACTOR: Final = 6.0
@@ -71,6 +71,8 @@ class TrainedDeployment(Deployment):
         """Numbers of jobs and of kept inputs, none twice."""
         self.micro = threading.local()
         """`batch`: which micro-batch of a step this thread works on, where several are under way at once."""
+        self.rebuilt: list[set[str]] = [set() for _ in trainable]
+        """For each panel that Adam moves, who rebuilt blocks since devices stated their weights."""
         self._drift = [0.0 for _ in trainable]
         self._calls = itertools.count()
         self._resumed = states
@@ -105,6 +107,26 @@ class TrainedDeployment(Deployment):
         if not isinstance(found, Trained):
             raise InputError(f"{self.panels[number].name} is not trained")
         return found
+
+    def adapt(self, number: int) -> None:
+        """Let a panel be moved by Adam, and by nothing else from then on.
+
+        Raises:
+            InputError: it has replicas, or was moved otherwise.
+        """
+        history = self.histories[number]
+        if history.adaptive:
+            return
+        if self.replicas > 1:
+            raise InputError(
+                "replicas round differently, and weights that Adam moves are held to what one of them states: plan "
+                "with replicas=1; blocks of a device that is gone are rebuilt"
+            )
+        if history.step or history.has_momentum:
+            raise InputError("SGD has moved this model: go on with it, or gather the model and scatter it again")
+        history.adaptive = True
+        self.state(number).fetched = ADAPTATION_PARTS
+        self.check(number).stated = True
 
     # Jobs
 
@@ -166,7 +188,7 @@ class TrainedDeployment(Deployment):
 
     # Steps
 
-    async def step(self, rules: Mapping[int, Descent]) -> None:
+    async def step(self, rules: Mapping[int, Rule]) -> None:
         """Let panels take a step along the gradients of their jobs; those without jobs stay.
 
         Who is cancelled does not wait for it any longer, but it is taken.
@@ -183,7 +205,7 @@ class TrainedDeployment(Deployment):
         for number in due(self):
             await self.snapshot(number)
 
-    async def _step(self, number: int, rule: Descent) -> None:
+    async def _step(self, number: int, rule: Rule) -> None:
         history = self.histories[number]
         async with history.steadiness.step(), history.lock:
             check, holders = self.check(number), self.in_step(number)
@@ -192,12 +214,14 @@ class TrainedDeployment(Deployment):
             following = asyncio.ensure_future(self._follow(check, taken))
             await together(self._one_step(device, number, cells, taken) for device, cells in holders.items())
             await following
+            if history.adaptive and self.engine.policy.verify:
+                await state_weights(self, number)
 
     async def _follow(self, check: TrainingCheck, taken: Taken) -> None:
         """Move the images; what was not verified cannot be from then on."""
         seen = [job.seen for job in taken.jobs if job.seen is not None]
         if len(seen) == len(taken.jobs):
-            await self.engine.compute(partial(check.move, taken.rule, seen))
+            await self.engine.compute(partial(check.move, taken.rule.linear, seen))
         for job in taken.jobs:
             job.seen = None
 
@@ -241,6 +265,8 @@ class TrainedDeployment(Deployment):
                 self.engine.ledger.replayed += 1
                 await self._ask_step(peer, number, cells, taken)
             else:
+                if position and history.adaptive:
+                    self.rebuilt[number].add(peer.name)
                 return
 
     def rectangles(self, number: int, cells: Iterable[int]) -> tuple[Term, ...]:
@@ -256,23 +282,36 @@ class TrainedDeployment(Deployment):
     # Snapshots
 
     def drifted(self, number: int) -> float:
-        """Return how far devices may have moved a panel's weights unseen so far, relative to their length."""
-        return self._drift[number] + self.check(number).drift
+        """Return how far devices may have moved a panel's weights unseen so far, relative to their length.
+
+        There is no such bound for Adam (`auditing`).
+        """
+        return math.inf if self.histories[number].adaptive else self._drift[number] + self.check(number).drift
+
+    def strayed(self, number: int, drift: float) -> None:
+        """Add how far devices may have moved a panel's weights unseen until a snapshot."""
+        self._drift[number] += drift
 
     def renew(self, number: int) -> None:
         """Count a failed check: secrets are drawn anew with the next snapshot, not in between."""
         self.histories[number].failures += 1
 
     async def anchor(self, number: int) -> None:
-        """Look at what the weights are: images may have strayed further than we believed."""
-        await self.snapshot(number)
+        """Look at what the weights are: images may have strayed further than we believed, or others rebuilt them."""
+        if self.histories[number].adaptive:
+            await state_weights(self, number)
+        else:
+            await self.snapshot(number)
 
     async def excuses(self, number: int, piece: Piece, x: Tensor) -> bool:
         """Say whether an answer that the check rejects is what the device's own blocks give, which are as they should.
 
-        Inputs that are equal bit by bit add up what their columns strayed, which the check takes for independent.
+        Inputs that are equal bit by bit add up what their columns strayed, which the check takes for independent. And
+        whoever rebuilt blocks of Adam holds other bits than were stated: it is asked to state its own (`anchor`).
         """
         layouts = self.layouts[number]
+        if piece.device in self.rebuilt[number]:
+            return True
         if not layouts.fits(piece, x):
             return False
         try:
@@ -315,47 +354,7 @@ class TrainedDeployment(Deployment):
             UnavailableError: nothing honest is left that could give it.
             ModelError: it cannot be kept.
         """
-        history, name = self.histories[number], self.panels[number].name
-        async with history.lock:
-            check = self.check(number)
-            state = await fetch_panel(self, number, self.engine.policy.request_timeout_s)
-            if not await self.adds_up(check, state):
-                raise UnavailableError(f"{name}: the blocks that devices hold do not add up to what was trained")
-            self._drift[number] += check.drift
-            self.engine.ledger.snapshots += 1
-            await self.engine.compute(partial(self.state(number).anchor, state, history.step))
-            self.checks[number] = await self.engine.compute(partial(self.new_check, number))
-            history.log, history.failures = [], 0
-            for job in history.pending:
-                await self.see(number, job)
-            await self._compare_replicas(number)
-        return state
-
-    async def adds_up(self, check: TrainingCheck, state: Sequence[Tensor]) -> bool:
-        """Say whether the state of a whole panel is what its check has followed."""
-        return not self.engine.policy.verify or await self.engine.compute(partial(check.matches_whole, state))
-
-    async def _compare_replicas(self, number: int) -> None:
-        """Load the snapshot onto devices that hold other bits: maybe honest ones, but the check starts anew."""
-        if self.replicas == 1:
-            return
-        for device, cells in self.in_step(number).items():
-            try:
-                same = [await self._states(self.engine.peers[device], number, cell) for cell in cells]
-            except PeerError:
-                same = [False]
-            if not all(same):
-                self.engine.note("behind", device, f"{self.panels[number].name}: not the bits of its replica")
-                self.behind(device, number, cells)
-
-    async def _states(self, peer: Peer, number: int, cell: int) -> bool:
-        """Say whether a device states the digest of the last snapshot."""
-        panel = self.panels[number]
-        rows = tuple(panel.row_handles[row] for row in panel.cells[cell].rows)
-        body = Commit(rows=rows, slices=self.slices(number, cell), parts=len(PARTS))
-        wanted = await self.engine.compute(partial(self.digest, number, cell))
-        answer = await peer.ask(body, [], timeout_s=self.engine.policy.answer_timeout_s)
-        return torch.equal(answer.tensors[0], wanted)
+        return await take(self, number)
 
     # Lockstep
 

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from awfulowl.errors import InputError
 from awfulowl.models.data import Labelled
-from awfulowl.owner.optimizer import FleetSGD
+from awfulowl.owner.optimizer import FleetOptimizer
 from awfulowl.recipes.recipe import Recipe
 from awfulowl.recipes.task import Batches, Task, evaluate, loss
 
@@ -40,7 +40,7 @@ Between = Callable[[Progress], bool]
 
 
 class PlainSGD(torch.optim.SGD):
-    """`torch.optim.SGD` with what `FleetSGD` has beside it: decoupled decay, and clipping by the global norm."""
+    """`torch.optim.SGD` with what a fleet's has beside it: decoupled decay, and clipping by the global norm."""
 
     def __init__(self, model: nn.Module, *, decoupled_weight_decay: bool = False, **options: Any) -> None:
         super().__init__(model.parameters(), **options)
@@ -69,18 +69,31 @@ class PlainSGD(torch.optim.SGD):
         return found
 
 
-Optimizer = PlainSGD | FleetSGD
+class PlainAdam(torch.optim.Adam):
+    """`torch.optim.Adam` with what a fleet's has beside it: clipping by the global norm."""
+
+    def clip_grad_norm_(self, max_norm: float) -> float:
+        """Scale all gradients, so that together they are no longer than `max_norm`; return their length before."""
+        own = [one for group in self.param_groups for one in group["params"]]
+        return float(nn.utils.clip_grad_norm_(own, max_norm))
+
+
+Optimizer = PlainSGD | PlainAdam | FleetOptimizer
+
+
+def plain_optimizer(model: nn.Module, recipe: Recipe) -> PlainSGD | PlainAdam:
+    """Return the optimizer of a model that is trained here alone."""
+    if recipe.optimizer == "adam":
+        return PlainAdam(model.parameters(), **options(recipe))
+    return PlainSGD(model, **options(recipe))
 
 
 def options(recipe: Recipe) -> dict[str, Any]:
-    """Return the options that a recipe gives to its optimizer: to `PlainSGD`, or to a fleet's."""
-    return {
-        "lr": recipe.lr,
-        "momentum": recipe.momentum,
-        "nesterov": recipe.nesterov,
-        "weight_decay": recipe.weight_decay,
-        "decoupled_weight_decay": recipe.decoupled,
-    }
+    """Return the options that a recipe gives to its optimizer, here or on a fleet."""
+    found = {"lr": recipe.lr, "weight_decay": recipe.weight_decay, "decoupled_weight_decay": recipe.decoupled}
+    if recipe.optimizer == "sgd":
+        found |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    return found
 
 
 def train(

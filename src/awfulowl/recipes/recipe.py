@@ -47,6 +47,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     batch: Size = 64
     micro_batches: Size = 1
     """A batch goes forward and backward in so many parts, whose gradients are added."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """adam: with decoupled, AdamW. What is proved of its steps is less (docs/threat-model.md)."""
     lr: Rate
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     nesterov: bool = False
@@ -74,6 +76,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise InputError("epochs and steps: give one of the two")
         if self.batch % self.micro_batches:
             raise InputError(f"micro_batches: {self.micro_batches} do not divide a batch of {self.batch}")
+        if self.optimizer == "adam" and self.momentum:
+            raise InputError("momentum: Adam has its own, leave it out")
         if self.nesterov and not self.momentum:
             raise InputError("nesterov: it looks ahead along the momentum, so momentum must be above 0")
         if self.augment != "none" and self.data not in {"cifar10", "cifar100"}:

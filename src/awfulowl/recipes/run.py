@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from awfulowl.errors import AwfulOwlError
 from awfulowl.fleet.fleet import Fleet
 from awfulowl.models.seeding import seeded
-from awfulowl.owner.optimizer import FleetSGD
+from awfulowl.owner.optimizer import FleetOptimizer
 from awfulowl.placement.plan import Plan
 from awfulowl.recipes import saving
-from awfulowl.recipes.loop import Between, Evaluation, PlainSGD, Progress, options, train
+from awfulowl.recipes.loop import Between, Evaluation, Progress, options, plain_optimizer, train
 from awfulowl.recipes.recipe import Recipe
 from awfulowl.recipes.task import Metric, Task
 from awfulowl.results import versions
@@ -62,14 +62,14 @@ def go_on(_: Progress) -> bool:
 
 
 def train_here(recipe: Recipe, task: Task, between: Between = go_on) -> Outcome:
-    """Train the task's model itself, on this machine alone, with `torch.optim.SGD`.
+    """Train the task's model itself, on this machine alone, with PyTorch's own optimizer.
 
     Raises:
         InputError: the loss is not finite.
     """
     started, progress = time.perf_counter(), Progress()
     with seeded(recipe.seed):
-        optimizer = PlainSGD(task.model, **options(recipe))
+        optimizer = plain_optimizer(task.model, recipe)
         finished = train(task.model, optimizer, task, recipe, progress, between)
     trained = _trained(recipe, task, progress, (0, started, finished))
     return Outcome(trained, {name: tensor.detach() for name, tensor in task.model.state_dict().items()})
@@ -99,7 +99,7 @@ class Writer:
         self._pending: Future[Path] | None = None
         self._step = -1
 
-    def write(self, scattered: nn.Module, optimizer: FleetSGD, progress: Progress) -> None:
+    def write(self, scattered: nn.Module, optimizer: FleetOptimizer, progress: Progress) -> None:
         """Begin a checkpoint between two steps, once the one before is written; one that fails is reported."""
         if self._run.home is None or self._step == progress.step:
             return
@@ -145,7 +145,7 @@ def train_on_fleet(recipe: Recipe, task: Task, run: FleetRun, between: Between =
     writer = Writer(run, recipe, "" if run.home is None else task.digest())
     with seeded(recipe.seed):
         scattered = fleet.scatter(task.model, run.plan, train=True, checkpoint=checkpoint, on_change=run.on_change)
-        optimizer = fleet.optimizer(scattered, **options(recipe))
+        optimizer = fleet.optimizer(scattered, algorithm=recipe.optimizer, **options(recipe))
         if checkpoint is None:
             writer.write(scattered, optimizer, progress)
         else:

@@ -115,6 +115,20 @@ class Side:
         self._drag = (zero, zero)
         self._reach = self._length_squared(self.momentum).sqrt()  # what the momentum's columns are at most
 
+    def state(self, weight: Tensor) -> None:
+        """Take images of weights as somebody says that they are; those of the momentum stay, with what they strayed.
+
+        Raises:
+            ModelError: they are not finite.
+        """
+        self.weight = self._start = self.project([weight])
+        self._base = self.size(weight)
+        if not bool(self._base.isfinite().all() and self.weight.isfinite().all()):
+            raise ModelError("weights to be trained are not finite; nothing multiplied with them can be checked")
+        zero = torch.zeros_like(self._base)
+        self._noise = (zero, zero, self._noise[2])
+        self._drag = (zero, self._drag[1])
+
     def project(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the image of the sum of some tensors of the panel's shape: (*size, k, b)."""
         return added([self._project(self.secret, tensor, (1,)) for tensor in tensors])

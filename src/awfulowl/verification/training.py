@@ -16,6 +16,11 @@ of r e/|e| is at most 0.41 for any e (a section of a cube has at most √2 the v
 of a normal one 0.40: lies pass as rarely, but τ is up to √3 times wider. n + 6 instead of n + 3 stands for
 weights that are rounded to float32 for the product, while images are of the 48 bits that a device keeps.
 
+Adam's steps are not linear in the weights (`arithmetic.adaptation`), so no image follows those. There devices state
+their weights after every step (`stating`), and images are of what was stated: products are held to that, exactly as
+above, and the momentum, which is linear, to images that follow it. Whether the weights went where they should is for
+`owner.audit` to find out.
+
 What a device may do unseen is stray within D. That is a bound for the time since secrets were drawn: `renewed` takes
 the true state, checked against both sets of images, as the new truth, and a device that strayed as far as it can each
 time has moved the weights by (times renewed) x `drift`, relative to their length.
@@ -75,6 +80,8 @@ class TrainingCheck:
             ModelError: weights are not finite.
         """
         self.grid: Final = grid
+        self.stated = False
+        """Whether the weights are those that devices said they have."""
         self._z = z
         self._parts = list(together(len(grid.rows), apart))
         left = torch.zeros(len(self._parts), grid.outputs)
@@ -203,6 +210,18 @@ class TrainingCheck:
 
     # States
 
+    def stating(self, weight: Tensor) -> "TrainingCheck":
+        """Return a check of weights (outputs, inputs / groups, *size) that devices say they have: this one stays.
+
+        Raises:
+            ModelError: they are not finite.
+        """
+        stated = self.copy()
+        stated.stated = True
+        for side in (stated._left, stated._right):  # noqa: SLF001  its own
+            side.state(weight)
+        return stated
+
     def copy(self) -> "TrainingCheck":
         """Return a check of the weights as they are now: this one moves on."""
         still = copy.copy(self)
@@ -219,8 +238,8 @@ class TrainingCheck:
         """Say whether a device's state is what it should be by now, as far as its rounding can tell.
 
         Args:
-            state: weights, what was lost in rounding, and momentum of a rectangle, as `blocks.grid.rectangle` cuts
-                it; any shape is answered.
+            state: weights, what was lost in rounding, momentum, and after steps of Adam the mean square of a
+                rectangle, as `blocks.grid.rectangle` cuts it; any shape is answered.
             rows: rows of the grid, None for all that the columns reach.
             columns: columns of the grid, None for all; a column of several groups comes alone.
         """
@@ -229,13 +248,16 @@ class TrainingCheck:
         groups = self.grid.groups if columns is None else self.grid.columns[columns[0]].groups
         inputs = self.grid.inputs if isinstance(across, slice) else len(across)
         shape = (r.shape[1], inputs // groups, *self.grid.size)
-        if len(state) != 3 or any(tuple(part.shape) != shape or not part.isfinite().all() for part in state):
+        wanted = 4 if self.stated else 3
+        if len(state) != wanted or any(tuple(part.shape) != shape or not part.isfinite().all() for part in state):
             return False
-        weight, lost, momentum = state
+        weight, lost, momentum, *square = state
         if not torch.equal(weight + lost, weight):
             return False  # only their sum is in the images, but products and the model take the first alone
+        if any(bool((part < 0).any()) for part in square):
+            return False
         images = [
-            added([project(r, part, groups, (1,))[0] for part in (weight, lost)]),
+            added([project(r, part, groups, (1,))[0] for part in self._known(weight, lost)]),
             project(r, momentum, groups, (1,))[0],
         ]
         size = project(torch.ones_like(r[:1]), weight, groups, (2,))[0]
@@ -245,10 +267,14 @@ class TrainingCheck:
         """Say the same of the whole panel's state, by the images from the right as well."""
         if not self.matches(state):
             return False
-        weight, lost, momentum = state
+        weight, lost, momentum = state[:3]
         side = self._right
-        found = [side.project([weight, lost]), side.project([momentum]), side.size(weight)]
+        found = [side.project(self._known(weight, lost)), side.project([momentum]), side.size(weight)]
         return side.agrees(found, [0], slice(None), self._z)
+
+    def _known(self, weight: Tensor, lost: Tensor) -> list[Tensor]:
+        """Return what the images of the weights are of, to be added up."""
+        return [weight] if self.stated else [weight, lost]
 
 
 def _expectation(expected: Expected, shape: Sequence[int], terms: int, z: float) -> Expectation:

@@ -16,14 +16,15 @@ from typing import Annotated, ClassVar, Final
 import msgspec
 from msgspec import Meta
 
+from awfulowl.arithmetic.adaptation import Adaptation
 from awfulowl.arithmetic.descent import Descent
 from awfulowl.arithmetic.packing import PARTS
 from awfulowl.errors import VersionError
 from awfulowl.wire.parts import Handle, Natural, Sheet, Size, TensorHeader, Term, distinct
 
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 TEXT_CHARS: Final = 1024
-STATE_PARTS: Final = 3
+STATE_PARTS: Final = 4
 """Tensors that a block under training consists of."""
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
@@ -78,7 +79,7 @@ class OwnerHello(_Body, frozen=True, tag="hello.owner"):
 class Load(_Request, frozen=True, tag="load"):
     """Hold these blocks; `parts` tensors for each sheet. Answered without tensors.
 
-    The parts are weights; what was lost when they were rounded; and momentum. Missing ones are 0. `step` is the last
+    The parts are weights; what was lost when they were rounded; momentum; and mean square. Missing ones are 0. `step` is the last
     step that the blocks have taken.
     """
 
@@ -170,7 +171,7 @@ class Step(_Request, frozen=True, tag="step"):
     terms: tuple[Term, ...]
     step: Natural
     jobs: tuple[Natural, ...]
-    rule: Descent
+    rule: Descent | Adaptation
 
 
 class Measure(_Request, frozen=True, tag="measure"):

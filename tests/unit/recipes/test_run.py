@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from awfulowl.errors import CheckpointError, InputError, UnavailableError
 from awfulowl.owner.checkpoint import newest_checkpoint, read_checkpoint
-from awfulowl.owner.optimizer import FleetSGD
+from awfulowl.owner.optimizer import FleetOptimizer
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.request import plan
 from awfulowl.recipes import saving
@@ -138,7 +138,7 @@ def test_checkpoints_come_when_they_are_due(small: MakeRecipe, tmp_path: Path, m
     def prepare(fleet: MemoryFleet) -> None:
         right = fleet.checkpoint
 
-        def note(scattered: nn.Module, optimizer: FleetSGD, directory: Path, **keywords: Any) -> Future[Path]:
+        def note(scattered: nn.Module, optimizer: FleetOptimizer, directory: Path, **keywords: Any) -> Future[Path]:
             asked.append(optimizer.steps)
             return right(scattered, optimizer, directory, **keywords)
 

@@ -8,7 +8,8 @@ import msgspec
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from awfulowl.arithmetic.descent import Descent
+from awfulowl.arithmetic.adaptation import Adaptation
+from awfulowl.arithmetic.descent import Descent, descend
 from awfulowl.arithmetic.packing import PARTS, most, pack
 from awfulowl.limits import DEFAULT, GIB, KIB, MIB
 from awfulowl.randomness import SEED_BYTES, Seeded
@@ -156,8 +157,7 @@ def test_every_verb_is_in_the_table_with_its_sender_its_fields_and_whether_it_ch
 
 
 def test_the_six_numbers_of_a_step_are_those_of_the_rule() -> None:
-    text = section("Training")
-    momentum, weight = re.findall(r"^ +([MW] ← .*)$", text, re.MULTILINE)
+    momentum, weight = re.findall(r"^ +([MW] ← .*)$", section("Training").split("An `adam`")[0], re.MULTILINE)
     numbers = re.compile(r"(\w+) · ([MWG])")
     names = {"M": "momentum", "W": "weight", "G": "gradient"}
     found = [f"{names[line[0]]}_{names[factor]}" for line in (momentum, weight) for _, factor in numbers.findall(line)]
@@ -171,10 +171,26 @@ def test_the_six_numbers_of_a_step_are_those_of_the_rule() -> None:
     assert rule.moved(torch.tensor(5.0), torch.tensor(3.0), torch.tensor(7.0)) == (moved, after)
 
 
+def test_the_ten_numbers_of_a_step_are_those_of_the_rule() -> None:
+    lines = re.findall(r"^ +([MVW]) ← (.*)$", section("Training").split("An `adam`")[1], re.MULTILINE)
+    assert [name for name, _ in lines] == ["M", "V", "W"]
+    named = re.findall(r"[a-z]+(?:_[a-z]+)?", " ".join(line for _, line in lines))
+    assert sorted(named) == sorted(Adaptation.__struct_fields__)
+    rule = Adaptation(*[2.0**-power for power in range(1, 11)])
+    values = {"M": 3.0, "V": 2.0, "W": 5.0, "G": 7.0}
+    numbers = {name: getattr(rule, name) for name in named}
+    for name, line in lines:
+        written = line.replace("·", "*").replace("²", "**2").replace("√V", "V**0.5")
+        values[name] = eval(written, {}, values | numbers)  # noqa: S307  the document's own formula
+    state = [torch.tensor([part]) for part in (5.0, 0.0, 3.0, 2.0)]
+    descend(rule, state, torch.tensor([7.0]))
+    torch.testing.assert_close(torch.cat(state)[[0, 2, 3]], torch.tensor([values[name] for name in "WMV"]))
+
+
 def test_the_parts_of_a_state_are_as_many_as_may_travel() -> None:
     text = " ".join(section("Training").split())
-    assert "three **parts**" in text
-    assert STATE_PARTS == 3
+    assert "up to four **parts**" in text
+    assert STATE_PARTS == 4
 
 
 def test_every_state_and_type_is_named() -> None:
@@ -187,7 +203,7 @@ def test_the_numbers_of_the_text_are_those_of_the_code() -> None:
     assert f"Version **{PROTOCOL}**" in DOCUMENT
     for title in ("Frames", "Messages", "Heartbeats"):
         assert [row[2] for row in rows(title) if row[1] == "version"] == [str(PROTOCOL)]
-    assert f"Version {PROTOCOL} brought" in section("Versions")
+    assert f"ersion {PROTOCOL} brought" in section("Versions")
     assert FRAME_HEADER_BYTES == ALIGNMENT == 64
     assert f"{BEAT_BYTES} bytes:" in section("Heartbeats")
     silence = section("Silence and lease")
