@@ -111,6 +111,7 @@ def twins(
     *,
     options: Options = SMALL,
     groups: Callable[[nn.Module], Any] = nn.Module.parameters,
+    algorithm: str = "sgd",
     lr: float = 0.1,
     seed: int = 0,
     **settings: Any,
@@ -123,8 +124,9 @@ def twins(
     plan = plan_model(model, example, fleet.devices, options, Entropy(seed))
     plain = copy.deepcopy(model).double()
     scattered = fleet.scatter(model, plan, train=True)
-    ours = fleet.optimizer(scattered, _trainable(groups(scattered)), lr=lr, **settings)
-    theirs = torch.optim.SGD(_trainable(groups(plain)), lr=lr, **settings)
+    ours = fleet.optimizer(scattered, _trainable(groups(scattered)), lr=lr, algorithm=algorithm, **settings)
+    theirs: Any = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[algorithm]
+    theirs = theirs(_trainable(groups(plain)), lr=lr, **settings)
     inputs = tuple(example.shape[1:]) if isinstance(example, Tensor) else ()
     return Twins(fleet, scattered, ours, plain, theirs, inputs=inputs)
 

@@ -1,5 +1,7 @@
 """What came of a training, in numbers and in words."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -60,5 +62,12 @@ def _fleet_rows(found: Trained, taken: int) -> list[tuple[str, str]]:
         ("checked products", f"{count(counted['checks'])} samples, of which failed {count(counted['checks_failed'])}"),
         ("lies caught", count(counted["lies_caught"])),
         ("steps taken again", f"{count(counted['replayed'])}, to rebuild blocks"),
-        ("moved unseen", f"at most {max(found.drift.values(), default=0.0):.1e} of a layer's weights"),
+        ("moved unseen", drift_text(found.drift)),
+        *([("blocks rebuilt here", count(counted["reworked"]))] if counted["reworked"] else []),
     ]
+
+
+def drift_text(drift: Mapping[str, float]) -> str:
+    """Say how far devices may have moved weights unseen."""
+    most = max(drift.values(), default=0.0)
+    return f"at most {most:.1e} of a layer's weights" if math.isfinite(most) else "no bound: Adam's steps are sampled"

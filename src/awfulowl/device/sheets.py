@@ -17,8 +17,8 @@ from awfulowl.errors import RefusedError
 class State:
     """What training keeps of a sheet, beside its weights.
 
-    `step` is the last one that it took. `parts` are what was lost in rounding, the momentum, and the mean square, once there. `frozen`
-    are copies of the weights and parts as they were when the number `frozen_as` was given.
+    `step` is the last one that it took. `parts` are what was lost in rounding, the momentum, and the mean square, once
+    there. `frozen` are copies of the weights and parts as they were when the number `frozen_as` was given.
     """
 
     step: int = 0
@@ -63,7 +63,7 @@ class Held:
         return whole[(*[slice(None)] * first, slice(rows.start, rows.stop), across)]
 
     def whole(self, part: int, frozen: int = 0) -> Tensor:
-        """Return one part of the sheet: 0 weights, 1 lost in rounding, 2 momentum, 3 mean square; zeros where it is not there.
+        """Return one part of the sheet: 0 weights, 1 lost in rounding, 2 momentum, 3 mean square; zeros if missing.
 
         Args:
             part: which.

@@ -30,6 +30,9 @@ MODEL: Final = "model.safetensors"
 TRAINING: Final = "training.safetensors"
 FACTS: Final = "checkpoint.json"
 
+STEPS: Final = "steps"
+"""The one thing that is kept for a parameter and is a number."""
+
 _MOST_FACTS_BYTES: Final = 64 * MIB
 _NAME: Final = "step-{:010d}"
 
@@ -40,20 +43,19 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """What a checkpoint says beside its tensors.
 
     `model` is the digest of the model's names and shapes (`placement.plan.model_digest`), `has_momentum` names the
-    products whose momentum has begun, `groups` are the optimizer's settings, `random` is PyTorch's state, `extra` is
-    the caller's.
+    products whose momentum has begun, `adapted` says how many steps of Adam products have taken, `groups` are the
+    optimizer's settings, `random` is PyTorch's state, `extra` is the caller's.
     """
 
     version: int
     step: Natural
     model: bytes
     has_momentum: tuple[str, ...]
+    adapted: dict[str, Natural]
     groups: tuple[dict[str, Any], ...]
     random: bytes
     extra: dict[str, Any]
     sha256: dict[str, str]
-    adapted: dict[str, Natural] = {}
-    """Steps of Adam that products have taken."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,11 +185,11 @@ def kept_state(
     for name, parameter in scattered.named_parameters():
         if isinstance(parameter, ScatteredWeight):
             continue
-        for short, key in kept.items():
-            tensor = found.training.get(f"{short}.{name}")
-            if tensor is None:
-                continue
-            if tensor.shape not in {parameter.shape, torch.Size()}:
+        tensors = {short: found.training[f"{short}.{name}"] for short in kept if f"{short}.{name}" in found.training}
+        if tensors and tensors.keys() != kept.keys():
+            raise CheckpointError(f"the checkpoint does not hold {', '.join(kept.keys() - tensors.keys())} of {name}")
+        for short, tensor in tensors.items():
+            if tensor.shape != (torch.Size() if short == STEPS else parameter.shape):
                 raise CheckpointError(f"the checkpoint's {short} of {name} has another shape than the parameter")
-            own.setdefault(parameter, {})[key] = tensor.clone()
+            own.setdefault(parameter, {})[kept[short]] = tensor.clone()
     return own

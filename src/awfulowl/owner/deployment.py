@@ -128,6 +128,8 @@ class Deployment(Holdings):
                 continue
             if not holders and await self._replace(key, avoid):
                 holders = self.holders(key, avoid)
+                if not holders:
+                    continue  # who took it was found out, or left, while it was loaded
             holders = holders or self.holders(key)
             if holders:
                 return holders

@@ -1,5 +1,6 @@
 """The optimizers that there are: stochastic gradient descent and Adam, as in `torch.optim`."""
 
+import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
@@ -10,7 +11,10 @@ from torch import nn
 from awfulowl.arithmetic.adaptation import Adaptation
 from awfulowl.arithmetic.descent import Descent
 from awfulowl.errors import InputError
+from awfulowl.owner.checkpoint import STEPS
 from awfulowl.owner.optimizer import Course, FleetOptimizer
+from awfulowl.owner.training import TrainedDeployment
+from awfulowl.verification.rounding import UNIT_ROUNDOFF
 
 
 class FleetSGD(FleetOptimizer, torch.optim.SGD):
@@ -64,9 +68,7 @@ class FleetAdam(FleetOptimizer, torch.optim.Adam):
     options: ClassVar[frozenset[str]] = frozenset(
         {"betas", "eps", "weight_decay", "maximize", "decoupled_weight_decay"}
     )
-    kept: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"momentum": "exp_avg", "square": "exp_avg_sq", "steps": "step"}
-    )
+    kept: ClassVar[Mapping[str, str]] = MappingProxyType({"momentum": "exp_avg", "square": "exp_avg_sq", STEPS: "step"})
 
     def __init__(
         self,
@@ -77,14 +79,13 @@ class FleetAdam(FleetOptimizer, torch.optim.Adam):
         **options: Any,
     ) -> None:
         super().__init__(course, params, lr=lr, **options)
-        for number in self._groups():
-            self._training.adapt(number)
+        self._training.adapt(self._groups())
 
     def _rule(self, group: Mapping[str, Any], number: int) -> Adaptation:
-        self._training.adapt(number)  # a group may have been added
+        self._training.adapt([number])  # a group may have been added
         if not group["eps"] > 0:
             raise InputError(f"eps={group['eps']}: above 0, or weights without gradients are divided by nothing")
-        return Adaptation.adam(
+        rule = Adaptation.adam(
             float(group["lr"]),
             self._training.histories[number].adapted + 1,
             betas=(float(group["betas"][0]), float(group["betas"][1])),
@@ -93,9 +94,30 @@ class FleetAdam(FleetOptimizer, torch.optim.Adam):
             decoupled=group["decoupled_weight_decay"],
             scale=-self._scale if group["maximize"] else self._scale,
         )
+        _check_range(self._training, number, rule)
+        return rule
 
     def _step_here(self) -> None:
         torch.optim.Adam.step(self)
+
+
+def _check_range(training: TrainedDeployment, number: int, rule: Adaptation) -> None:
+    """Refuse gradients whose squares float32 may not hold: honest devices could not be told from liars.
+
+    Raises:
+        InputError: they are so large.
+    """
+    seen = [job.seen[0] for job in training.histories[number].pending if job.seen is not None]
+    longest = math.fsum(math.sqrt(step.terms * float(step.energy.max())) for step in seen)  # Cauchy and Schwarz
+    root = abs(rule.square_gradient) * longest
+    if rule.square_weight:
+        root += abs(rule.square_weight) * training.largest_weight(number)
+    most = torch.finfo(torch.float32).max / 4 * max(1 - rule.square_square, UNIT_ROUNDOFF)
+    if not root**2 < most:
+        raise InputError(
+            f"{training.panels[number].name}: squares of gradients may lead out of the range of float32; nothing has "
+            "moved. Scale the loss"
+        )
 
 
 OPTIMIZERS: Final[Mapping[str, type[FleetOptimizer]]] = MappingProxyType({"sgd": FleetSGD, "adam": FleetAdam})

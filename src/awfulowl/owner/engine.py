@@ -282,3 +282,10 @@ async def together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def to_the_end(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all of these at once, the others also when one fails; then raise its error."""
+    for error in await asyncio.gather(*works, return_exceptions=True):
+        if error is not None:
+            raise error

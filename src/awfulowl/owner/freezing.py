@@ -5,8 +5,10 @@ beside the requests of the next steps, and are verified by what the checks were 
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from awfulowl.errors import PeerError, UnavailableError
@@ -15,17 +17,22 @@ from awfulowl.owner.gather import Source, fetch_panel, fetch_state
 from awfulowl.owner.snapshots import adds_up
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.verification.training import TrainingCheck
+from awfulowl.wire.digest import digest
 from awfulowl.wire.messages import Freeze
 
 _NOBODY: frozenset[str] = frozenset()
 
 
 class Frozen(NamedTuple):
-    """Who froze which cells under a number, by panel; and of each panel its check and what its history tells."""
+    """Who froze which cells under a number, by panel; and of each panel its check and what its history tells.
+
+    `digests` are those of cells that Adam moves, which no check knows to the last part: a snapshot was just taken.
+    """
 
     number: int
     sources: list[dict[int, str]]
     checks: list[TrainingCheck]
+    digests: list[dict[int, Tensor]]
     has_momentum: list[bool]
     adapted: list[int]
 
@@ -39,8 +46,17 @@ async def freeze(deployment: TrainedDeployment) -> Frozen:
     number, panels = deployment.number(), range(len(deployment.panels))
     sources = await together(_freeze_panel(deployment, panel, number) for panel in panels)
     checks = [deployment.check(panel).copy() for panel in panels]
-    histories = deployment.histories
-    return Frozen(number, sources, checks, [one.has_momentum for one in histories], [one.adapted for one in histories])
+    digests = [await _digests(deployment, panel) for panel in panels]
+    began, adapted = zip(*((one.has_momentum, one.adapted) for one in deployment.histories), strict=True)
+    return Frozen(number, sources, checks, digests, list(began), list(adapted))
+
+
+async def _digests(deployment: TrainedDeployment, panel: int) -> dict[int, Tensor]:
+    history = deployment.histories[panel]
+    if not history.adaptive or history.log or not deployment.engine.policy.verify:
+        return {}
+    cells = range(len(deployment.panels[panel].cells))
+    return {cell: await deployment.engine.compute(partial(deployment.digest, panel, cell)) for cell in cells}
 
 
 async def _freeze_panel(deployment: TrainedDeployment, panel: int, number: int) -> dict[int, str]:
@@ -74,31 +90,26 @@ async def fetch_frozen(deployment: TrainedDeployment, frozen: Frozen, timeout_s:
     Raises:
         UnavailableError: a device that froze blocks left, lied, or lost them: freeze again.
     """
-    states = []
     try:
-        for panel, (sources, check) in enumerate(zip(frozen.sources, frozen.checks, strict=True)):
-            states.append(await _fetch_panel(deployment, panel, (frozen.number, sources, check), timeout_s))
+        return [await _fetch_panel(deployment, panel, frozen, timeout_s) for panel in range(len(deployment.panels))]
     finally:
         for panel, sources in enumerate(frozen.sources):
             for device in dict.fromkeys(sources.values()):
                 cells = [cell for cell, source in sources.items() if source == device]
                 deployment.engine.spawn(_thaw(deployment, panel, device, cells))
-    return states
 
 
-async def _fetch_panel(
-    deployment: TrainedDeployment, panel: int, frozen: tuple[int, dict[int, str], TrainingCheck], timeout_s: float
-) -> list[Tensor]:
-    number, sources, check = frozen
+async def _fetch_panel(deployment: TrainedDeployment, panel: int, frozen: Frozen, timeout_s: float) -> list[Tensor]:
+    sources, check, digests = frozen.sources[panel], frozen.checks[panel], frozen.digests[panel]
     name = deployment.panels[panel].name
 
     async def get(cell: int, matrix: int) -> list[Tensor]:
         peer = deployment.engine.peers[sources[cell]]
         try:
-            found = await fetch_state(deployment, panel, cell, matrix, Source(peer, number, check))
+            found = await fetch_state(deployment, panel, cell, matrix, Source(peer, frozen.number, check))
         except PeerError as error:
             raise UnavailableError(f"{name}: {error}, with the copy that it had made") from error
-        if found is None:
+        if found is None or (cell in digests and not torch.equal(digest(found), digests[cell])):
             deployment.engine.quarantine(peer, f"weights of {name} failed the check")
             raise UnavailableError(f"{name}: {peer.name} sent other blocks than it was to copy")
         return found

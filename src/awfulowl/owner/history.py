@@ -94,6 +94,14 @@ class Taken(NamedTuple):
     rule: Rule
 
 
+class Statement(NamedTuple):
+    """What devices said that weights are after a step: an image of all of them, and who said it of which cell."""
+
+    step: int
+    image: Tensor
+    devices: dict[int, str]
+
+
 class Steadiness:
     """Lets any number of products be under way, or one step, which waits for them and keeps later ones waiting."""
 
@@ -134,12 +142,14 @@ class Steadiness:
 class History:
     """One panel's steps since the last snapshot, and the jobs of the next one.
 
-    `lock` is held while a step or a snapshot is under way. `log` only grows; a snapshot begins a new one.
+    `lock` is held while a step or a snapshot is under way. `log` only grows; a snapshot begins a new one. `stated` is
+    what was said along the way, where Adam moves the panel.
     """
 
     trainable: bool
     step: int = 0
     log: list[Taken] = field(default_factory=list)
+    stated: list[Statement] = field(default_factory=list)
     pending: list[Job] = field(default_factory=list)
     failures: int = 0
     has_momentum: bool = False
@@ -154,8 +164,9 @@ class History:
 
     @property
     def log_bytes(self) -> int:
-        """Bytes of inputs and gradients that are kept for replays."""
-        return sum(job.nbytes for taken in self.log for job in taken.jobs)
+        """Bytes of inputs and gradients that are kept for replays, and of what was stated."""
+        jobs = sum(job.nbytes for taken in self.log for job in taken.jobs)
+        return jobs + sum(one.image.nbytes for one in self.stated)
 
     def add(self, job: Job) -> None:
         """Note a job of the next step.

@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from awfulowl.arithmetic.numbers import FLOAT32
 from awfulowl.blocks.adapters.catalogue import scatterable
 from awfulowl.blocks.adapters.weight import ScatteredWeight
-from awfulowl.errors import CheckpointError, InputError, ModelError, PlanError, ScatteredError
+from awfulowl.errors import CheckpointError, InputError, ModelError, PlanError, ScatteredError, UnavailableError
 from awfulowl.owner.checkpoint import Checkpoint, kept_state
 from awfulowl.owner.clipping import squared_norm
 from awfulowl.owner.deployment import Deployment
@@ -70,7 +70,7 @@ class FleetOptimizer(torch.optim.Optimizer):
         """Steps taken, those before a checkpoint included."""
         try:
             super().__init__(chosen, lr=lr, **options)  # type: ignore[call-arg]  # those of a class of torch.optim
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError) as error:
             raise InputError(f"this optimizer cannot be made: {error}") from error
         self._groups()
 
@@ -112,7 +112,8 @@ class FleetOptimizer(torch.optim.Optimizer):
         """Take one step.
 
         Raises:
-            UnavailableError: the step was taken, and nothing honest is left that could give a snapshot that is due.
+            UnavailableError: the step was taken, and nothing honest is left that could give a snapshot that is due, or
+                state weights that Adam moved.
             InputError: gradients or settings are not finite, or momentum is 1 or more; nothing has moved.
         """
         if closure is not None:
@@ -126,22 +127,24 @@ class FleetOptimizer(torch.optim.Optimizer):
         for one in kept:
             if one.grad is not None and not bool(one.grad.isfinite().all()):
                 raise InputError("a gradient is not finite (is the loss?): nothing has moved; call zero_grad()")
-        interrupted = self._step_elsewhere(rules)
+        broken = self._step_elsewhere(rules)
         self._step_here()
         self.steps += 1
-        if interrupted is not None:
-            raise interrupted
+        if broken is not None:
+            raise broken
         self._loop.run(self._training.look_after())
         return None
 
-    def _step_elsewhere(self, rules: Mapping[int, Rule]) -> KeyboardInterrupt | None:
-        """Let devices step; an interrupt is returned when they have, since half a step would be none."""
+    def _step_elsewhere(self, rules: Mapping[int, Rule]) -> KeyboardInterrupt | UnavailableError | None:
+        """Let devices step; what interrupts that is returned when they have, since half a step would be none."""
         interrupted, future = None, self._loop.submit(self._training.step(rules))
         while True:
             try:
                 future.result()
             except KeyboardInterrupt as error:
                 interrupted = error
+            except UnavailableError as error:
+                return interrupted or error
             else:
                 return interrupted
 

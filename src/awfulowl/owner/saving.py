@@ -110,7 +110,8 @@ def states(found: Checkpoint, plan: Plan) -> dict[str, list[Tensor]]:
             shape = (member.rows.size, *panel.grid.shape[1:])
             own = [found.training.get(f"{name}/{member.product}") for name in PARTS]
             tensors = [tensor for tensor in own if tensor is not None and tuple(tensor.shape) == shape]
-            wanted = ADAPTATION_PARTS if found.facts.adapted.get(member.product) else DESCENT_PARTS
+            adaptive = own[-1] is not None or found.facts.adapted.get(member.product)
+            wanted = ADAPTATION_PARTS if adaptive else DESCENT_PARTS
             if len(tensors) != wanted or any(tensor.dtype is not torch.float32 for tensor in tensors):
                 raise CheckpointError(f"the checkpoint holds no state of {member.product} in this model's shape")
             states[member.product] = tensors
@@ -136,7 +137,7 @@ def restore(found: Checkpoint, scattered: nn.Module) -> None:
 def resume(found: Checkpoint, deployment: TrainedDeployment) -> None:
     """Let the histories of panels go on where they were: whether a momentum has begun, and Adam."""
     begun, adapted = set(found.facts.has_momentum), found.facts.adapted
-    for panel, history in zip(deployment.panels, deployment.histories, strict=True):
+    for number, (panel, history) in enumerate(zip(deployment.panels, deployment.histories, strict=True)):
         history.has_momentum = any(member.product in begun for member in panel.members)
         history.adapted = max(adapted.get(member.product, 0) for member in panel.members)
-        history.adaptive = history.adapted > 0
+        history.adaptive = deployment.state(number).parts == ADAPTATION_PARTS

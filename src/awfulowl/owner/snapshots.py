@@ -64,7 +64,7 @@ async def take(training: "TrainedDeployment", number: int) -> list[Tensor]:
         training.engine.ledger.snapshots += 1
         await training.engine.compute(partial(training.state(number).anchor, state, history.step))
         training.checks[number] = await training.engine.compute(partial(training.new_check, number))
-        history.log, history.failures = [], 0
+        history.log, history.stated, history.failures = [], [], 0
         for job in history.pending:
             await training.see(number, job)
         await _compare_replicas(training, number)

@@ -20,7 +20,7 @@ from torch import Tensor
 from awfulowl.errors import GoneError, InputError, PeerError, UnavailableError
 from awfulowl.owner.auditing import state_weights
 from awfulowl.owner.deployment import Deployment
-from awfulowl.owner.engine import Engine, together
+from awfulowl.owner.engine import Engine, to_the_end, together
 from awfulowl.owner.history import History, Job, Rule, Taken
 from awfulowl.owner.layout import Piece
 from awfulowl.owner.numbers import Numbers
@@ -108,25 +108,24 @@ class TrainedDeployment(Deployment):
             raise InputError(f"{self.panels[number].name} is not trained")
         return found
 
-    def adapt(self, number: int) -> None:
-        """Let a panel be moved by Adam, and by nothing else from then on.
+    def adapt(self, numbers: Iterable[int]) -> None:
+        """Let panels be moved by Adam, and by nothing else from then on.
 
         Raises:
-            InputError: it has replicas, or was moved otherwise.
+            InputError: they have replicas, or one was moved otherwise; all stay as they were.
         """
-        history = self.histories[number]
-        if history.adaptive:
-            return
         if self.replicas > 1:
             raise InputError(
                 "replicas round differently, and weights that Adam moves are held to what one of them states: plan "
                 "with replicas=1; blocks of a device that is gone are rebuilt"
             )
-        if history.step or history.has_momentum:
+        new = [number for number in numbers if not self.histories[number].adaptive]
+        if any(self.histories[number].step or self.state(number).parts > 1 for number in new):
             raise InputError("SGD has moved this model: go on with it, or gather the model and scatter it again")
-        history.adaptive = True
-        self.state(number).fetched = ADAPTATION_PARTS
-        self.check(number).stated = True
+        for number in new:
+            self.histories[number].adaptive = True
+            self.state(number).fetched = ADAPTATION_PARTS
+            self.check(number).stated = True
 
     # Jobs
 
@@ -192,9 +191,12 @@ class TrainedDeployment(Deployment):
         """Let panels take a step along the gradients of their jobs; those without jobs stay.
 
         Who is cancelled does not wait for it any longer, but it is taken.
+
+        Raises:
+            UnavailableError: it was taken, and nothing honest is left that could say what weights are by now.
         """
         works = [self._step(number, rule) for number, rule in rules.items() if self.histories[number].pending]
-        await asyncio.shield(self.engine.spawn(together(works)))
+        await asyncio.shield(self.engine.spawn(to_the_end(works)))
 
     async def look_after(self) -> None:
         """Take the snapshots that are due.
@@ -348,12 +350,7 @@ class TrainedDeployment(Deployment):
         )
 
     async def snapshot(self, number: int) -> list[Tensor]:
-        """Fetch the state of a panel, verify it, keep it, draw new secrets, and return it (`states.PARTS`).
-
-        Raises:
-            UnavailableError: nothing honest is left that could give it.
-            ModelError: it cannot be kept.
-        """
+        """Take a snapshot of a panel: see `snapshots.take`."""
         return await take(self, number)
 
     # Lockstep
@@ -394,6 +391,8 @@ class TrainedDeployment(Deployment):
         await self.load_duties(peer)
 
     def digest(self, number: int, cell: int) -> Tensor:
-        """Return the digest of the first matrix of a cell, as its holders should state it."""
+        """Return the digest of the first matrix of a cell at the last snapshot, as its holders should state it."""
         placed = self.panels[number].cells[cell]
-        return digest(self.matrices(number, placed.lane, placed.rows, [placed.column]))
+        found = self.matrices(number, placed.lane, placed.rows, [placed.column])
+        missing = self.state(number).fetched - len(found)
+        return digest([*found, *[torch.zeros_like(found[0])] * missing])

@@ -166,9 +166,10 @@ def train_on_fleet(recipe: Recipe, task: Task, run: FleetRun, between: Between =
             raise
         writer.settle()
     trained = _trained(recipe, task, progress, (began, started, finished))
+    state = fleet.gather(scattered) if finished else {}
     counts = {name: number - before[name] for name, number in fleet.statistics.items()}
     trained = msgspec.structs.replace(trained, plain=False, statistics=counts, drift=fleet.drift(scattered))
-    return Outcome(trained, fleet.gather(scattered) if finished else {})
+    return Outcome(trained, state)
 
 
 def _trained(recipe: Recipe, task: Task, progress: Progress, how: tuple[int, float, bool]) -> Trained:

@@ -269,9 +269,9 @@ class Side:
         """Return the secrets of some parts together: (k, a)."""
         return self._by_part(self.secret)[list(chosen)].sum(dim=0)
 
-    def image_of(self, chosen: Sequence[int]) -> Tensor:
-        """Return the image of the weights of some parts: (*size, k, b)."""
-        return self._chosen(self.weight, chosen)
+    def image_of(self, chosen: Sequence[int], weight: Tensor | None = None) -> Tensor:
+        """Return the image of the weights of some parts, as they are or were when `weight` was: (*size, k, b)."""
+        return self._chosen(self.weight if weight is None else weight, chosen)
 
     def spread_of(self, chosen: Sequence[int], terms: int) -> Tensor:
         """Return what stands for r² W² in the tolerance of sums of so many products: (*size, 1, b)."""

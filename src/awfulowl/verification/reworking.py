@@ -2,9 +2,10 @@
 
 Everything is computed in float64 from the inputs and gradients that the device was sent. Beside each number goes how
 far an honest device may be off: a gradient is a sum of float32 products, off by at most Z of its standard deviations
-(`rounding`, `images`); each operation of the step rounds once; and errors are carried along as if they never cancelled.
-Where a mean square is nothing but rounding (a gradient that is 0 but for cancellation), the direction of the update is
-anybody's guess, and no more is asked than that the weight moved no further than a step can.
+(`rounding`, `images`); each operation of the step rounds once, and may call a number 0 that is below the normal ones of
+float32; and errors are carried along as if they never cancelled. Where a mean square is nothing but rounding (a
+gradient that is 0 but for cancellation), the direction of the update is anybody's guess, and no more is asked than that
+the weight moved no further than a step can.
 """
 
 import math
@@ -17,7 +18,8 @@ from torch import Tensor
 from awfulowl.arithmetic.adaptation import Adaptation
 from awfulowl.blocks.kernels import Kernel, gradient
 from awfulowl.verification.freivalds import Z
-from awfulowl.verification.rounding import MEAN_SQUARE, UNIT_ROUNDOFF, variance
+from awfulowl.verification.rounding import MEAN_SQUARE, SMALLEST, UNIT_ROUNDOFF, variance
+from awfulowl.verification.vectors import project
 
 _ROUNDINGS: Final = 4 * UNIT_ROUNDOFF
 """Each line of a step rounds each of its numbers at most so often."""
@@ -26,6 +28,9 @@ _ONE_SIDED: Final = 1 / (16 * MEAN_SQUARE)
 """As in `images`: sums of equal numbers err in one direction."""
 
 _LEAST: Final = 1e-300
+
+_FURTHER: Final = 1.01
+"""Rounding may take a momentum a little further than its mean square allows."""
 
 
 class Gradient(NamedTuple):
@@ -53,7 +58,7 @@ def gradient_of(kernel: Kernel, shape: Sequence[int], pairs: Sequence[tuple[Tens
     square = value.square()
     alike = square / energy.clamp_min(_LEAST)
     one_sided = MEAN_SQUARE * UNIT_ROUNDOFF**2 * _ONE_SIDED * terms * alike * square
-    return Gradient(value, Z * (variance(terms) * (energy + square) + one_sided).sqrt())
+    return Gradient(value, Z * (variance(terms) * (energy + square) + one_sided).sqrt() + terms * SMALLEST)
 
 
 class Reworked:
@@ -67,6 +72,7 @@ class Reworked:
         self._weight = weight + lost
         self._off = (nothing, nothing, nothing)
         self._kinds: set[tuple[float, float]] = set()
+        self._limited: Tensor | None = None
 
     def step(self, rule: Adaptation, along: Gradient) -> None:
         """Take a step."""
@@ -78,21 +84,42 @@ class Reworked:
         )
         root, of_root = _sum((rule.square_weight, weight, of_weight), (rule.square_gradient, along.value, along.off))
         square = rule.square_square * self._square + root.square()
-        of_square = rule.square_square * of_square + 2 * root.abs() * of_root + of_root.square() + _ROUNDINGS * square
-        divisor = rule.lift * square.sqrt() + rule.epsilon
-        least = rule.lift * (square - of_square).clamp_min(0).sqrt() + rule.epsilon
+        of_square = rule.square_square * of_square + (2 * root.abs() + of_root) * of_root
+        of_square = of_square + _ROUNDINGS * square + 2 * SMALLEST
+        roots = ((square - of_square).clamp_min(0).sqrt(), square.sqrt(), (square + of_square).sqrt())
+        least, divisor, most = (rule.lift * one + rule.epsilon for one in roots)
         update = momentum / divisor
-        of_update = of_momentum / least + momentum.abs() * (1 / least - 1 / divisor) + 2 * _ROUNDINGS * update.abs()
-        # The bound is for means that were always made alike; what came before the log is taken on trust.
-        self._kinds.add((rule.momentum_momentum, rule.square_square))
-        if len(self._kinds) == 1:
-            of_update = of_update.clamp_max(2 * rule.furthest)
+        of_divisor = torch.maximum(1 / least - 1 / divisor, 1 / divisor - 1 / most)
+        of_update = of_momentum / least + momentum.abs() * of_divisor + 2 * _ROUNDINGS * update.abs()
+        of_update = torch.where(self._is_limited(rule), of_update.clamp_max(2 * _FURTHER * rule.furthest), of_update)
         change, of_change = _sum((rule.weight_weight, weight, of_weight), (rule.weight_momentum, update, of_update))
         self._weight = weight + change
         self._momentum, self._square = momentum, square
-        # A device keeps 48 bits of a weight: what it loses below them is far under the rounding of the change.
-        lost = UNIT_ROUNDOFF**2 * self._weight.abs()
+        # A device keeps 48 bits of a weight: what was lost is rounded when the change is added to it, and once more.
+        lost = 2 * UNIT_ROUNDOFF**2 * self._weight.abs()
         self._off = (of_weight + of_change + lost, of_momentum, of_square)
+
+    def _is_limited(self, rule: Adaptation) -> Tensor:
+        """Say of which numbers `rule.furthest` holds: their means were always made alike, and no square is lost."""
+        if self._limited is None:  # what came before the log: maybe a liar's, whose blocks an honest device took over
+            most = _FURTHER * rule.furthest * rule.lift
+            self._limited = (self._momentum.abs() <= most * self._square.sqrt()) | (most == math.inf)
+        self._kinds.add((rule.momentum_momentum, rule.square_square))
+        lost = rule.lift**2 * SMALLEST > rule.epsilon**2 * (1 - rule.square_square)
+        return self._limited & (len(self._kinds) == 1 and not lost)
+
+    def states(self, secret: Tensor, image: Tensor, groups: int) -> bool:
+        """Say whether a device may state now what has such an image; products take float32 of what it keeps.
+
+        Args:
+            secret: (k, outputs).
+            image: (*size, k, inputs).
+            groups: of a convolution, in this block.
+        """
+        off = self._off[0] + 2 * UNIT_ROUNDOFF * self._weight.abs()
+        (own,) = project(secret, self._weight, groups, (1,))
+        (allowed,) = project(secret.abs(), off, groups, (1,))
+        return bool(((image - own).abs() <= allowed + SMALLEST).all())
 
     def agrees(self, state: Sequence[Tensor]) -> bool:
         """Say whether a device's block (weights, lost, momentum, mean square) is what it should be by now."""
@@ -112,4 +139,4 @@ def _sum(*terms: tuple[float, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Return Σ factor value, and how far it may be off when each value may be off by so much."""
     value = torch.stack([factor * own for factor, own, _ in terms]).sum(dim=0)
     off = torch.stack([abs(factor) * (other + _ROUNDINGS * own.abs()) for factor, own, other in terms]).sum(dim=0)
-    return value, off
+    return value, off + len(terms) * SMALLEST

@@ -19,7 +19,7 @@ weights that are rounded to float32 for the product, while images are of the 48 
 Adam's steps are not linear in the weights (`arithmetic.adaptation`), so no image follows those. There devices state
 their weights after every step (`stating`), and images are of what was stated: products are held to that, exactly as
 above, and the momentum, which is linear, to images that follow it. Whether the weights went where they should is for
-`owner.audit` to find out.
+`owner.auditing` to find out.
 
 What a device may do unseen is stray within D. That is a bound for the time since secrets were drawn: `renewed` takes
 the true state, checked against both sets of images, as the new truth, and a device that strayed as far as it can each
@@ -221,6 +221,16 @@ class TrainingCheck:
         for side in (stated._left, stated._right):  # noqa: SLF001  its own
             side.state(weight)
         return stated
+
+    @property
+    def statement(self) -> Tensor:
+        """An image of all weights as they were stated last, which takes little room; see `part_of`."""
+        return self._left.weight
+
+    def part_of(self, statement: Tensor, rows: Sequence[int], columns: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the secrets (k, outputs) and the image (*size, k, inputs) of what was stated of some blocks."""
+        chosen, outputs, across = self._places(rows, columns)
+        return self._left.secret_of(chosen)[:, outputs], self._left.image_of(chosen, statement)[..., across]
 
     def copy(self) -> "TrainingCheck":
         """Return a check of the weights as they are now: this one moves on."""

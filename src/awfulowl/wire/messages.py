@@ -79,8 +79,8 @@ class OwnerHello(_Body, frozen=True, tag="hello.owner"):
 class Load(_Request, frozen=True, tag="load"):
     """Hold these blocks; `parts` tensors for each sheet. Answered without tensors.
 
-    The parts are weights; what was lost when they were rounded; momentum; and mean square. Missing ones are 0. `step` is the last
-    step that the blocks have taken.
+    The parts are weights; what was lost when they were rounded; momentum; and mean square. Missing ones are 0. `step`
+    is the last step that the blocks have taken.
     """
 
     changes: ClassVar[bool] = True

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -127,6 +128,23 @@ def test_training_on_a_fleet_is_training_here(owl: Owl, fleets: list[MemoryFleet
     for name, weight in left.items():
         torch.testing.assert_close(right[name], weight, rtol=1e-4, atol=1e-5)
     assert len(fleets) == 2
+
+
+@pytest.mark.usefixtures("fleets")
+def test_adam_on_a_fleet_says_what_is_not_proved(owl: Owl) -> None:
+    """JSON knows no infinity: a bound that there is not is null."""
+    Path("small.toml").write_text(
+        TOML.replace("momentum = 0.9", "optimizer = 'adam'").replace("lr = 0.1", "lr = 0.001")
+    )
+    here = owl("train", "small.toml", "--plain", "--json", "-").json
+    outcome = owl("train", "small.toml", "--devices", "3", "-o", "there", "--json", "there.json")
+    assert outcome.code == 0, outcome.err
+    assert "no bound: Adam's steps are sampled" in outcome.out
+    assert "blocks rebuilt here" in outcome.out
+    there = msgspec.json.decode(Path("there.json").read_bytes())
+    assert there["losses"] == pytest.approx(here["losses"], rel=1e-5)
+    assert set(there["drift"].values()) == {None}
+    assert there["statistics"]["reworked"] > 0
 
 
 def test_an_interrupted_training_goes_on_to_the_same_bits(owl: Owl, fleets: list[MemoryFleet]) -> None:

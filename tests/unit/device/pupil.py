@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from awfulowl.arithmetic.adaptation import Adaptation
 from awfulowl.arithmetic.descent import Descent
 from awfulowl.blocks.kernels import Convolution, Kernel, output_shape, product
 from awfulowl.device.learning import Learner
@@ -76,7 +77,9 @@ class Pupil:
         term = Term(layout.rows, layout.slices)
         return self.job(number, layout.rows, layout.slices, dy, x, terms=[term])
 
-    def step(self, number: int, slices: Sequence[bytes], jobs: Sequence[int], rule: Descent = PLAIN) -> None:
+    def step(
+        self, number: int, slices: Sequence[bytes], jobs: Sequence[int], rule: Descent | Adaptation = PLAIN
+    ) -> None:
         self.learner.step(Step((self._all(slices),), number, tuple(jobs), rule))
 
     def freeze(self, slices: Sequence[bytes], number: int) -> None:
@@ -97,9 +100,9 @@ class Pupil:
         """What it multiplies with."""
         return self.store.fetch(layout.rows, layout.slices)[0]
 
-    def state(self, layout: Sheet) -> list[Tensor]:
-        """Weights, what was lost in rounding, momentum."""
-        return self.store.fetch(layout.rows, layout.slices, 3)
+    def state(self, layout: Sheet, parts: int = 3) -> list[Tensor]:
+        """Weights, what was lost in rounding, momentum, and the mean square where four are asked for."""
+        return self.store.fetch(layout.rows, layout.slices, parts)
 
     def exactly(self, layout: Sheet) -> Tensor:
         """Weights with what was lost."""
@@ -108,11 +111,16 @@ class Pupil:
 
 
 def by_torch(
-    kernel: Kernel, weight: Tensor, steps: Sequence[Sequence[tuple[Tensor, Tensor]]], groups: int = 1, **options: Any
+    kernel: Kernel,
+    weight: Tensor,
+    steps: Sequence[Sequence[tuple[Tensor, Tensor]]],
+    groups: int = 1,
+    kind: type[torch.optim.Optimizer] = torch.optim.SGD,
+    **options: Any,
 ) -> Tensor:
-    """Weights after steps of SGD in float64, each along the jobs (x, dy) of its own."""
+    """Weights after steps of SGD or another kind in float64, each along the jobs (x, dy) of its own."""
     parameter = torch.nn.Parameter(weight.double())
-    optimizer = torch.optim.SGD([parameter], **options)
+    optimizer = kind([parameter], **options)
     for jobs in steps:
         optimizer.zero_grad()
         for x, dy in jobs:

@@ -13,7 +13,7 @@ from awfulowl.errors import InputError
 from awfulowl.models.data import Labelled
 from awfulowl.models.seeding import seeded
 from awfulowl.recipes import loop
-from awfulowl.recipes.loop import Evaluation, PlainSGD, Progress, options, train
+from awfulowl.recipes.loop import Evaluation, PlainSGD, Progress, options, plain_optimizer, train
 from awfulowl.recipes.recipe import Recipe
 from awfulowl.recipes.run import go_on
 from awfulowl.recipes.task import Batches, Task, evaluate, make_task
@@ -22,7 +22,7 @@ from tests.unit.recipes.conftest import MakeRecipe
 
 def run(recipe: Recipe, progress: Progress | None = None, between: loop.Between = go_on) -> tuple[Task, Progress]:
     task, progress = make_task(recipe), progress or Progress()
-    train(task.model, PlainSGD(task.model, **options(recipe)), task, recipe, progress, between)
+    train(task.model, plain_optimizer(task.model, recipe), task, recipe, progress, between)
     return task, progress
 
 
@@ -31,13 +31,18 @@ def obvious(recipe: Recipe) -> tuple[nn.Module, list[float]]:
     task = make_task(recipe)
     batches = Batches(task.train, recipe.batch, recipe.seed)
     total = recipe.total(batches.per_epoch)
-    optimizer = torch.optim.SGD(
-        task.model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "adam":
+        kind = torch.optim.AdamW if recipe.decoupled else torch.optim.Adam
+        optimizer = kind(task.model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(
+            task.model.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+        )
     losses = []
     for step in range(total):
         optimizer.param_groups[0]["lr"] = recipe.lr * recipe.factor(step, total)
@@ -64,6 +69,9 @@ def same_weights(left: nn.Module, right: nn.Module) -> bool:
         {"momentum": 0.9, "weight_decay": 1e-3, "schedule": "cosine", "warmup": 3},
         {"momentum": 0.9, "nesterov": True, "clip": 0.5},
         {"epochs": 1, "batch": 256},
+        {"optimizer": "adam", "lr": 1e-3},
+        {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.1, "schedule": "cosine", "warmup": 3},
+        {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.1, "decoupled": True, "clip": 0.5},
     ],
 )
 def test_steps_are_those_of_ordinary_pytorch(small: MakeRecipe, changes: dict[str, Any]) -> None:

@@ -32,6 +32,12 @@ def test_a_file_needs_little(tmp_path: Path) -> None:
     assert find_recipe(str(tmp_path / "mine.toml")) == found
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_file_may_choose_the_optimizer(tmp_path: Path, optimizer: str) -> None:
+    found = read_recipe(write(tmp_path, f"{LEAST}\noptimizer = '{optimizer}'\nweight_decay = 0.1\ndecoupled = true\n"))
+    assert (found.optimizer, found.decoupled) == (optimizer, True)
+
+
 def test_a_file_may_say_everything(tmp_path: Path) -> None:
     text = """
         name = "other"
@@ -41,6 +47,7 @@ def test_a_file_may_say_everything(tmp_path: Path) -> None:
         epochs = 7
         batch = 128
         micro_batches = 4
+        optimizer = "sgd"
         lr = 1
         momentum = 0.9
         nesterov = true
@@ -65,6 +72,7 @@ def test_a_file_may_say_everything(tmp_path: Path) -> None:
         "steps": None,
         "batch": 128,
         "micro_batches": 4,
+        "optimizer": "sgd",
         "lr": 1.0,
         "momentum": 0.9,
         "nesterov": True,
@@ -121,6 +129,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("micro_batches = 3", "micro_batches: 3 do not divide a batch of 64"),
         ("nesterov = true", "nesterov: "),
         ("augment = 'flip'", "augment: flip is for pictures"),
+        ("optimizer = 'adamw'", "optimizer: invalid enum value 'adamw'"),
+        ("optimizer = 1", "optimizer: "),
+        ("optimizer = 'adam'\nmomentum = 0.9", "momentum: Adam has its own"),
+        ("optimizer = 'adam'\nnesterov = true", "nesterov: "),
         ("learning_rate = 1", "unknown field `learning_rate`; there are name, model, data"),
         ("[lr]", "no TOML"),
         ("lr = ", "no TOML"),

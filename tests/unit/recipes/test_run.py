@@ -1,5 +1,6 @@
 """A recipe on a fleet in this process: beside the plain run, interrupted, resumed, and with checkpoints that fail."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.simulated.memory_fleet import MemoryFleet, memory_fleet
 from tests.unit.recipes.conftest import MakeRecipe
 
 DROPOUT = "nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 10)"
+TANH = "nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)"
 BATCH_NORM = "nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)"
 
 
@@ -58,6 +60,8 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
         (BATCH_NORM, {"momentum": 0.9, "nesterov": True, "schedule": "cosine", "warmup": 2}),
         (BATCH_NORM, {"clip": 0.5, "micro_batches": 2}),
         (DROPOUT, {"weight_decay": 1e-2, "decoupled": True, "momentum": 0.5}),
+        (DROPOUT, {"optimizer": "adam", "lr": 1e-3, "weight_decay": 1e-2}),
+        (TANH, {"optimizer": "adam", "lr": 1e-3, "weight_decay": 0.1, "decoupled": True, "clip": 0.5}),
     ],
 )
 def test_a_fleet_learns_what_this_machine_learns(small: MakeRecipe, layers: str, changes: dict[str, Any]) -> None:
@@ -108,11 +112,12 @@ def test_the_global_generator_is_left_as_it_was(small: MakeRecipe) -> None:
 
 @pytest.mark.parametrize("layers", [DROPOUT, BATCH_NORM])
 @pytest.mark.parametrize("stop", [1, 4])
+@pytest.mark.parametrize("optimizer", [{"momentum": 0.9}, {"optimizer": "adam", "lr": 1e-3}], ids=["sgd", "adam"])
 def test_a_training_that_was_interrupted_goes_on_to_the_same_bits(
-    small: MakeRecipe, tmp_path: Path, layers: str, stop: int
+    small: MakeRecipe, tmp_path: Path, layers: str, stop: int, optimizer: dict[str, Any]
 ) -> None:
     """Random layers, momentum, the schedule, running statistics and the order of the data all go on where they were."""
-    recipe = small(layers, steps=7, momentum=0.9, schedule="cosine", warmup=2, eval_every=3, weight_decay=1e-2)
+    recipe = small(layers, steps=7, schedule="cosine", warmup=2, eval_every=3, weight_decay=1e-2, **optimizer)
     home = Home(tmp_path / "home")
     whole, made = on_fleet(recipe)
     half, _ = on_fleet(recipe, home=home, of=made, between=lambda now: now.step < stop)
@@ -124,6 +129,39 @@ def test_a_training_that_was_interrupted_goes_on_to_the_same_bits(
     assert rest.trained.losses == whole.trained.losses
     assert rest.trained.evaluations == whole.trained.evaluations
     assert same(rest.state, whole.state)
+
+
+def test_a_fleet_with_adam_from_its_first_checkpoint(small: MakeRecipe, tmp_path: Path) -> None:
+    """The one before the first step, when nothing has moved yet."""
+    recipe, home = small(steps=3, optimizer="adam", lr=1e-3, checkpoint_every=0), Home(tmp_path / "home")
+    whole, made = on_fleet(recipe)
+
+    def fail(now: Progress) -> bool:
+        raise UnavailableError(f"nobody is left at {now.step}")
+
+    with pytest.raises(UnavailableError, match="nobody is left at 1"):
+        on_fleet(recipe, home=home, of=made, between=fail)
+    assert steps_in(home) == [0]
+    rest, _ = on_fleet(recipe, home=home, of=made, resume=True)
+    assert (rest.trained.resumed_at, rest.trained.losses) == (0, whole.trained.losses)
+    assert same(rest.state, whole.state)
+
+
+def test_what_is_said_of_adam(small: MakeRecipe) -> None:
+    """That of the last look at what devices hold, when the weights are gathered, included."""
+    trained = on_fleet(small(optimizer="adam", lr=1e-3))[0].trained
+    assert set(trained.drift.values()) == {math.inf}
+    assert trained.statistics["lies_caught"] == 0
+    assert trained.statistics["snapshots"] == 2
+    assert trained.statistics["reworked"] >= 3
+
+
+@pytest.mark.parametrize(("before", "after"), [("sgd", "adam"), ("adam", "sgd")])
+def test_another_optimizer_is_another_recipe(small: MakeRecipe, tmp_path: Path, before: str, after: str) -> None:
+    home = Home(tmp_path / "home")
+    on_fleet(small(optimizer=before, lr=1e-3), home=home, between=lambda now: now.step < 2)
+    with pytest.raises(CheckpointError, match=f"optimizer was {before}"):
+        on_fleet(small(optimizer=after, lr=1e-3), home=home, resume=True)
 
 
 def steps_in(home: Home) -> list[int]:

@@ -28,6 +28,7 @@ def written(
         step=step,
         model=b"digest",
         has_momentum=(),
+        adapted={},
         groups=({"lr": 0.1},),
         random=torch.get_rng_state().numpy().tobytes(),
         extra=extra_of(recipe, data, progress) if extra is None else extra,

@@ -1,6 +1,7 @@
 """The verbs of training: what they carry, what each says is wrong with it, and what is not decoded."""
 
 from collections.abc import Sequence
+from math import inf, nan
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from awfulowl.arithmetic.adaptation import Adaptation
 from awfulowl.arithmetic.descent import Descent
 from awfulowl.blocks.kernels import Convolution, Dense
 from awfulowl.errors import InputError, ProtocolError
@@ -34,6 +36,7 @@ from tests.unit.wire.test_codec import SESSION, joined, packed, same
 A, B, C = (letter * 16 for letter in (b"a", b"b", b"c"))
 TERM = Term(rows=(A,), slices=(B,))
 RULE = Descent.sgd(0.1, momentum=0.9, weight_decay=1e-7, nesterov=True)
+ADAM = Adaptation.adam(0.1, 7, weight_decay=1e-7)
 SHEET = Sheet(rows=(A,), row_sizes=(2,), slices=(B,), slice_sizes=(3,), kernel=Dense())
 LARGEST = 2**63 - 1
 
@@ -54,7 +57,11 @@ some_terms = st.lists(st.builds(Term, rows=some_handles, slices=some_handles), m
 natural = st.integers(0, LARGEST)
 several = st.lists(natural, max_size=4).map(tuple)
 number = st.floats(width=32, allow_nan=False, allow_infinity=False)
-rules = st.builds(Descent, *[number] * 6)
+above_0 = st.floats(2.0**-126, width=32, allow_infinity=False)
+rules = st.one_of(
+    st.builds(Descent, *[number] * 6),
+    st.builds(Adaptation, *[number] * 3, st.floats(0, 1, width=32), *[number] * 4, *[above_0] * 2),
+)
 parts = st.integers(1, STATE_PARTS)
 
 bodies = st.one_of(
@@ -124,6 +131,7 @@ def came(body: dict[str, object]) -> Body:
 
 TERM_FIELDS = {"rows": [A], "slices": [B]}
 RULE_FIELDS = {"type": "descent", **dict.fromkeys(Descent.__struct_fields__, 0.5)}
+ADAM_FIELDS = {"type": "adam", **dict.fromkeys(Adaptation.__struct_fields__, 0.5)}
 FIELDS: dict[str, dict[str, object]] = {
     "load": {"sheets": []},
     "step": {"terms": [TERM_FIELDS], "step": 3, "jobs": [7], "rule": RULE_FIELDS},
@@ -132,6 +140,19 @@ FIELDS: dict[str, dict[str, object]] = {
     "fetch": {"rows": [A], "slices": [B]},
     "commit": {"rows": [A], "slices": [B]},
 }
+
+
+def test_a_step_is_of_one_rule_or_the_other() -> None:
+    body = {"verb": "step", **FIELDS["step"]}
+    for fields, rule in ((RULE_FIELDS, Descent(*[0.5] * 6)), (ADAM_FIELDS, Adaptation(*[0.5] * 10))):
+        assert came({**body, "rule": fields}) == Step((TERM,), 3, (7,), rule)
+
+
+@pytest.mark.parametrize("name", ADAM_FIELDS)
+def test_a_step_of_adam_has_all_its_numbers(name: str) -> None:
+    fields = {key: value for key, value in ADAM_FIELDS.items() if key != name}
+    with pytest.raises(ProtocolError, match="the header is not one of this protocol"):
+        came({"verb": "step", **FIELDS["step"], "rule": fields})
 
 
 def test_what_may_be_left_out() -> None:
@@ -158,7 +179,7 @@ NUMBERS = [-1, 2**63, 1.0, 0.5, True, "1", None, b"1", [1]]
 PARTS = [0, STATE_PARTS + 1, *NUMBERS]
 LISTS: list[object] = [-1, 7, None, "", {"7": 7}]
 OTHER_HANDLES: list[object] = [b"b", "b" * 16, 7, B + b"b"]
-OTHER_RULES: list[object] = ["sgd", None, 1, [], {}, [0.5] * 6]
+OTHER_RULES: list[object] = ["sgd", "adam", None, 1, [], {}, [0.5] * 6, [0.5] * 10]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +203,14 @@ OTHER_RULES: list[object] = ["sgd", None, 1, [], {}, [0.5] * 6]
         *[("step", "rule", {**RULE_FIELDS, "weight_gradient": value}) for value in ("1", None, True, [1.0])],
         ("step", "rule", {**RULE_FIELDS, "more": 0.5}),
         ("step", "rule", {**RULE_FIELDS, "type": "dense"}),
+        ("step", "rule", {**RULE_FIELDS, "type": "adam"}),
+        *[("step", "rule", {**ADAM_FIELDS, "lift": value}) for value in ("1", None, True, [1.0], 0.0, -1.0, nan)],
+        *[("step", "rule", {**ADAM_FIELDS, "epsilon": value}) for value in ("1", None, True, 0.0, -1e-8, inf)],
+        *[("step", "rule", {**ADAM_FIELDS, "square_square": value}) for value in ("1", None, 1.5, -0.5, nan)],
+        *[("step", "rule", {**ADAM_FIELDS, name: inf}) for name in Adaptation.__struct_fields__],
+        ("step", "rule", {**ADAM_FIELDS, "more": 0.5}),
+        ("step", "rule", {**ADAM_FIELDS, "type": "descent"}),
+        ("step", "rule", {**ADAM_FIELDS, "type": "adamw"}),
         *[(verb, "more", 0) for verb in FIELDS],
         ("step", "slices", []),
         ("step", "tensors", []),
@@ -291,7 +320,9 @@ def test_what_is_wrong_with_an_apply_transposed(
         (transposed(job=1), [torch.ones(2, 3), torch.ones(3, 3)]),
         (transposed(rows=(C,)), [torch.ones(2, 3)]),
         (Load((SHEET,), 2), [torch.ones(2, 3)]),
+        (Load((SHEET,), 4), [torch.ones(2, 3)] * 3),
         (Step((TERM,), 1, (), RULE), [torch.ones(1)]),
+        (Step((TERM,), 1, (), ADAM), [torch.ones(1)]),
         (Measure((A,), (B,), ()), [torch.ones(1)]),
         (Freeze((TERM,), 1), [torch.ones(1)]),
     ],
@@ -312,7 +343,7 @@ def test_what_is_wrong_is_neither_sent_nor_taken(body: Request, tensors: list[Te
         decode(message, DEFAULT)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", range(1, STATE_PARTS + 1))
 def test_a_state_has_a_tensor_for_each_part_of_each_sheet(count: int) -> None:
     load = Load((SHEET, SHEET), count)
     assert load.fault([tensor(2, 3)] * (2 * count)) is None
@@ -336,6 +367,7 @@ def test_all_parts_of_a_sheet_come_before_those_of_the_next() -> None:
     [
         (Load((SHEET,), 3, 4), 0),
         (Step((TERM,), 1, (7,), RULE), 0),
+        (Step((TERM,), 1, (7,), ADAM), 0),
         (Freeze((TERM,), 1), 0),
         (Measure((A,), (B,), (7,)), 1),
         (transposed(), 1),
@@ -343,6 +375,7 @@ def test_all_parts_of_a_sheet_come_before_those_of_the_next() -> None:
         (transposed(terms=(TERM,) * 3), 3),
         (Fetch((A,), (B,)), 1),
         (Fetch((A,), (B,), parts=3, frozen=5), 3),
+        (Fetch((A,), (B,), parts=4, frozen=5), 4),
         (Commit((A,), (B,), parts=3), 1),
         (Apply((B,), (TERM, TERM), keep=5), 2),
     ],
