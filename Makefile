@@ -54,9 +54,9 @@ $(DEMO_READY): pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 $(DEV_READY): $(DEMO_READY)
-	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,dev,docs]'
+	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,trainer,dev,docs]'
 	touch $@
 
 $(BENCH_READY): $(DEV_READY)
-	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,dev,docs,bench]'
+	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,trainer,dev,docs,bench]'
 	touch $@

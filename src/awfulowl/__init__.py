@@ -13,6 +13,7 @@ Names are imported when they are first used (PEP 562), so that `import awfulowl`
 """
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -21,16 +22,20 @@ if TYPE_CHECKING:
     from awfulowl.owner.checkpoint import read_checkpoint
     from awfulowl.placement.request import plan
 
+    # Its types are in awfulowl.lab.audit; an import here would make everything that imports the package import the lab.
+    audit: Callable[..., Any]
+
 __version__: Final = "0.1.0"
 
 _HOMES: Final = {
+    "audit": "awfulowl.lab.audit",
     "connect": "awfulowl.fleet.connect",
     "local_fleet": "awfulowl.fleet.local",
     "plan": "awfulowl.placement.request",
     "read_checkpoint": "awfulowl.owner.checkpoint",
 }
 
-__all__ = ["__version__", "connect", "local_fleet", "plan", "read_checkpoint"]
+__all__ = ["__version__", "audit", "connect", "local_fleet", "plan", "read_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from awfulowl.fleet.fleet import Fleet
 
 
 def test_public_names() -> None:
-    assert owl.__all__ == ["__version__", "connect", "local_fleet", "plan", "read_checkpoint"]
+    assert owl.__all__ == ["__version__", "audit", "connect", "local_fleet", "plan", "read_checkpoint"]
     assert set(owl.__all__) <= set(dir(owl))
     with pytest.raises(AttributeError, match="no attribute 'scatter'"):
         owl.scatter  # noqa: B018
@@ -33,6 +33,12 @@ def test_plan_takes_what_was_promised() -> None:
         "sharing": None,
     }
     assert [p.kind for p in parameters.values()].count(inspect.Parameter.KEYWORD_ONLY) == 8
+
+
+def test_audits_take_what_was_promised() -> None:
+    parameters = inspect.signature(owl.audit).parameters
+    assert list(parameters)[:4] == ["model", "data", "threat", "output"]
+    assert {"attacks", "workers"} <= set(parameters)
 
 
 def test_fleets_have_what_was_promised() -> None:

@@ -11,12 +11,15 @@ import typer
 
 from awfulowl import __version__
 from awfulowl.cli import settings
+from awfulowl.cli.attack import attack
+from awfulowl.cli.audit import audit
 from awfulowl.cli.boundary import INTERRUPTED, Boundary
 from awfulowl.cli.broker import broker
 from awfulowl.cli.demo import demo
 from awfulowl.cli.device import device
 from awfulowl.cli.identity import identity
 from awfulowl.cli.inspect import inspect
+from awfulowl.cli.job import job
 from awfulowl.cli.plan import plan
 from awfulowl.cli.run import run
 from awfulowl.cli.train import train
@@ -36,6 +39,7 @@ app: Final = typer.Typer(
 EXAMPLES: Final[dict[Callable[..., None], str]] = {
     demo: "owl demo --devices 8 --json demo.json; owl demo train --curve loss.png",
     train: "owl train digits -o trained; owl train cifar10 --data cifar-10-python.tar.gz -o trained --resume",
+    audit: "owl audit digits --data digits --threat t.toml -o audit",
     inspect: "owl inspect vgg16 --devices 8 --json vgg16.json",
     plan: "owl plan vgg16 --devices 8 -o plan.owl; owl plan --show plan.owl",
     identity: "owl identity d1 -o d1.key > d1.json",
@@ -51,6 +55,9 @@ for _command, _example in EXAMPLES.items():
         epilog=f"Example: {_example}",
         context_settings={"auto_envvar_prefix": settings.variable(_command.__name__)},
     )(_command)
+
+app.add_typer(attack, name="attack")
+app.add_typer(job, name="job")
 
 
 def _show_version(wanted: bool) -> None:

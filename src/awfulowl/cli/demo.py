@@ -1,4 +1,4 @@
-"""`owl demo`: the whole system on real images, with devices killed and devices that lie."""
+"""`owl demo`: the whole system on real images, with devices killed, devices that lie, and runners that cheat."""
 
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ from awfulowl.cli.terminal import Stages, report
 from awfulowl.cli.threads import limit_threads
 from awfulowl.errors import InputError
 
-What = Literal["serve", "train"]
+What = Literal["serve", "train", "jobs"]
 
 _HIDDEN: Final = (
     "Only positions are secret, and positions alone protect nothing: blocks go back in place by one linear "
@@ -31,14 +31,18 @@ _NOT_PROTECTED: Final[dict[What, str]] = {
     + _HIDDEN
     + "What is protected: every product and every step is right within rounding, and training survives devices that "
     "fail or lie.",
+    "jobs": "Nothing is hidden from a runner: whoever owns its machine reads code, data and model there. "
+    "What is proven: every step was made as it was ordered, but for a share that the number of challenges makes as "
+    "small as you like.",
 }
 _LEAST_DEVICES: Final = 6
 
 _What = Annotated[
     What,
     typer.Argument(
-        metavar="[serve|train]",
-        help="serve: a network is trained here and served from devices. train: one is trained on them.",
+        metavar="[serve|train|jobs]",
+        help="serve: a network is trained here and served from devices. train: one is trained on them. jobs: whole "
+        "trainings by runners of which most cheat.",
         show_default=True,
     ),
 ]
@@ -54,10 +58,20 @@ _Curve = Annotated[
         "--curve", metavar="FILE", help="Of train: draw both loss curves there, as a PNG.", show_default=False
     ),
 ]
+_Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FILE", help="Of jobs: CIFAR-10, for a second job on it.", show_default=False),
+]
 
 
 def demo(
-    what: _What = "serve", *, devices: _Devices = 8, seed: _Seed = 0, curve: _Curve = None, json: Json = None
+    what: _What = "serve",
+    *,
+    devices: _Devices = 8,
+    seed: _Seed = 0,
+    curve: _Curve = None,
+    data: _Data = None,
+    json: Json = None,
 ) -> None:
     """Serve or train a small network on real images, with devices of which some lie and some are killed.
 
@@ -68,17 +82,27 @@ def demo(
 
     train: one device lies, one skips its steps, two die and come back, beside the same training here alone. Exit code
     1 if a liar was not caught, or the accuracies differ by more than half a point.
+
+    jobs: one honest runner and eight that cheat prove their training of digits, and with --data of CIFAR-10. Exit code
+    1 if a cheat was accepted or the honest runner refused.
     """
     started = time.perf_counter()
     json_output.check_target(json)
-    if what == "serve" and curve is not None:
+    if what != "train" and curve is not None:
         raise InputError("--curve draws what owl demo train learned; without train there is no curve")
+    if what != "jobs" and data is not None:
+        raise InputError("--data is for owl demo jobs; the other demonstrations bring their images along")
     if what == "train" and devices < _LEAST_DEVICES:
         raise InputError(f"--devices {devices}: two lie, two die, and others must be left: {_LEAST_DEVICES} or more")
     console = report(json)
     limit_threads(1)  # the products are small, and the devices need the other cores
     _introduce(what, console)
-    failed = _serve(devices, seed, json, started) if what == "serve" else _train(devices, seed, curve, json, started)
+    if what == "serve":
+        failed = _serve(devices, seed, json, started)
+    elif what == "train":
+        failed = _train(devices, seed, curve, json, started)
+    else:
+        failed = _jobs(seed, data, json)
     if failed:
         raise typer.Exit(FAILED)
 
@@ -104,6 +128,16 @@ def _train(devices: int, seed: int, curve: Path | None, json: Path | None, start
     json_output.write(found, json)
     training_demo_report.show(found, report(json))
     return bool(found.failures)
+
+
+def _jobs(seed: int, data: Path | None, json: Path | None) -> bool:
+    with Stages() as stages:
+        with stages.stage("loading PyTorch"):
+            from awfulowl.cli import job_demo
+        found = job_demo.demonstrate(seed, data, stages)
+    json_output.write(found, json)
+    job_demo.show(found, report(json))
+    return bool(job_demo.failures(found))
 
 
 def _introduce(what: What, console: Console) -> None:

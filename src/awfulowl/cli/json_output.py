@@ -4,6 +4,7 @@ import os
 import stat
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -36,8 +37,8 @@ def check_target(target: Path | None) -> None:
         raise InputError(f"--json {target}: nothing may be written in {folder}")
 
 
-def write(value: msgspec.Struct, target: Path | None) -> None:
-    """Write `value`: beside an older file and then in its place, or to standard output. None: nowhere.
+def write(value: msgspec.Struct | Sequence[msgspec.Struct], target: Path | None) -> None:
+    """Write a value or a list: beside an older file and then in its place, or to standard output. None: nowhere.
 
     Raises:
         InputError: it cannot be written; an older file is as it was.

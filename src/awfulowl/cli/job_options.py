@@ -1,0 +1,92 @@
+"""What the commands of `owl job` share: options, keys, and the sandbox with what is shown of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from awfulowl.cli import settings
+from awfulowl.cli.terminal import Advance, Stages, warn
+from awfulowl.errors import InputError
+
+if TYPE_CHECKING:
+    from awfulowl.jobs.hosting import Host, Source
+    from awfulowl.jobs.keys import PrivateKeys
+    from awfulowl.jobs.messages import Progress, Stage
+
+ROLES: Final = ("client", "runner", "verifier")
+
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        metavar="FILE",
+        help="Your keys, made by owl job keys; by default job-client.key, job-runner.key or job-verifier.key in your "
+        "folder of data.",
+        show_default=False,
+    ),
+]
+PackageArgument = Annotated[Path, typer.Argument(metavar="PACKAGE", help="What the client packed.")]
+Package = Annotated[
+    Path, typer.Option("--package", metavar="FILE", help="What the client packed: never take it from the runner.")
+]
+Proof = Annotated[Path, typer.Argument(metavar="PROOF", help="The folder that owl job run wrote.")]
+Unsafe = Annotated[
+    bool,
+    typer.Option(
+        "--unsafe",
+        help="Run the job's code without a sandbox: it can do all that you can. Only for code that you trust.",
+    ),
+]
+
+
+def usual_place(role: str) -> Path:
+    """Return where the keys of a role are kept, in a folder that is made.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    folder = settings.secrets_folder()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}; name a file with --output") from error
+    return folder / f"job-{role}.key"
+
+
+def read_keys(role: str, given: Path | None) -> "PrivateKeys":
+    """Return somebody's keys: those that were named, or the usual ones.
+
+    Raises:
+        InputError: there are none, or they cannot be read.
+    """
+    from awfulowl.jobs.keys import PrivateKeys
+
+    path = given or settings.secrets_folder() / f"job-{role}.key"
+    if given is None and not path.exists():
+        raise InputError(f"there are no keys in {path}: make some with owl job keys {role}, or name others with --key")
+    return PrivateKeys.load(path)
+
+
+def host(package: "Source", keys: "PrivateKeys", *, unsafe: bool, listen: "Callable[..., None]") -> "Host":
+    """Return what runs a job's code, after a warning where that is not confined."""
+    from awfulowl.jobs.hosting import Host
+
+    if unsafe:
+        warn("--unsafe: the job's code runs without a sandbox and can read, change and send all that you can")
+    return Host(package, keys, unsafe, listen)
+
+
+def listener(stages: Stages, advance: Advance) -> "Callable[[Stage | Progress], None]":
+    """Return what shows the events of a sandbox in a stage whose total is 1."""
+    from awfulowl.jobs.messages import Progress
+
+    def listen(event: "Stage | Progress") -> None:
+        if isinstance(event, Progress):
+            advance(event.done / event.total if event.total else 0.0)
+            stages.describe(f"step {event.done} of {event.total}, loss {event.loss:.4g}")
+        else:
+            stages.describe(event.text)
+
+    return listen

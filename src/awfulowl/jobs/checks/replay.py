@@ -1,0 +1,77 @@
+"""Re-execution: each challenged step is run again from its committed state, and must lead to the next one."""
+
+import math
+from typing import Final
+
+from awfulowl.errors import InputError, ProofError
+from awfulowl.jobs import segments
+from awfulowl.jobs.challenge import segment_end
+from awfulowl.jobs.checks.base import Case, Check
+from awfulowl.jobs.state import State, digest
+
+LOSS_TOLERANCE: Final = 1e-3
+"""Relative difference of losses of one state on one batch, on machines of two classes: bf16 alone is beyond it."""
+
+
+class Replay(Check):
+    """A runner that fakes a share phi of its steps passes m challenges with probability (1 - phi)^m or less.
+
+    The steps are drawn after the commitment, so that nobody can make just those honestly, unlike the largest steps
+    that the founding paper verifies (the attack: blindfold top-q, Fang et al., 2023). The loss that the log tells for
+    the step is recomputed as well.
+    """
+
+    name = "replay"
+
+    def refuse(self, case: Case) -> str | None:
+        """Return which step came out otherwise, or None."""
+        logged = case.logged()
+        for step in case.challenged:
+            reason = self._step(case, step) if step else None
+            told = logged.get(step)
+            if reason is None and (told is None or not _same_loss(case, step, told.loss, told.norm)):
+                reason = (
+                    f"step {step}: the log tells a loss of {told.loss if told else None}, it is {case.rows[step].loss}"
+                )
+            if reason is not None:
+                return reason
+        return None
+
+    @staticmethod
+    def _step(case: Case, step: int) -> str | None:
+        begun = case.states.state(step)
+        case.trainer.load(begun)
+        try:
+            case.rows[step] = case.advance()
+            if case.challenge.exact:
+                same = digest(case.trainer.state()) == case.states.digest(step + 1)
+                return None if same else f"step {step}, run again, comes out otherwise"
+            return segment(case, begun, case.trainer.state())
+        except ProofError:
+            raise
+        except InputError as error:
+            return f"step {step}, run again: {error}"
+
+
+def segment(case: Case, begun: State, after: State) -> str | None:
+    """Run on from the state after the first step of a stretch, and return why its end is refused, or None."""
+    step, bound = begun.step, case.work.job.proving.tolerance
+    end = segment_end(case.work, case.challenge, step)
+    if case.trainer.step != after.step:
+        case.trainer.load(after)
+    while case.trainer.step < end:
+        case.advance()
+    found = segments.error(begun, case.trainer.state(), case.states.state(end))
+    if bound is not None and found <= bound:
+        return None
+    return f"steps {step} to {end - 1}, run again, are {found:.1e} of their movement apart; {bound or 0:.1e} is allowed"
+
+
+def _same_loss(case: Case, step: int, loss: float, norm: float) -> bool:
+    row = case.rows[step]
+    if case.challenge.exact:
+        return loss == row.loss and norm == row.norm
+    return all(
+        math.isclose(told, found, rel_tol=LOSS_TOLERANCE, abs_tol=LOSS_TOLERANCE**2)
+        for told, found in ((loss, row.loss), (norm, row.norm))
+    )

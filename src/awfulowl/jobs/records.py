@@ -1,0 +1,189 @@
+"""The log of a training: one record for each step, one for each second, in batches chained by hash and signed.
+
+A file of frames: length (4 bytes), signature (64 bytes), batch in msgpack. Each batch names the digest of the one
+before it, the first one the job, so that none can be left out, repeated, or taken from another job.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Final, NamedTuple
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from msgspec import Meta
+
+from awfulowl.errors import ProofError
+from awfulowl.jobs.job import MOST_STEPS, Job
+from awfulowl.jobs.merkle import DIGEST_BYTES, digest_of
+from awfulowl.limits import MIB
+
+MOST_FRAME_BYTES: Final = 8 * MIB
+MOST_RECORDS: Final = 16384
+"""Records of one kind in a batch."""
+MOST_LOG_BYTES: Final = 1024 * MIB
+
+_SIGNATURE_BYTES: Final = 64
+_LENGTH_BYTES: Final = 4
+_BATCH: Final = "awfulowl records"
+
+Step = Annotated[int, Meta(ge=0, le=MOST_STEPS)]
+
+
+class _Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """One line of the log; times are seconds since 1970, in UTC."""
+
+
+class Iteration(_Record, frozen=True, array_like=True, gc=False):
+    """One step."""
+
+    step: Step
+    loss: float
+    rate: float
+    norm: float
+    at: float
+
+
+class Sample(_Record, frozen=True, array_like=True, gc=False):
+    """The machine at one moment: share of the declared threads, or of the GPU, in use; bytes of memory."""
+
+    at: float
+    utilisation: float
+    memory_bytes: Annotated[int, Meta(ge=0)]
+
+
+class Evaluation(_Record, frozen=True, array_like=True, gc=False):
+    """The mean loss of the state before `step`, which ends an epoch, on the examples that the seed chooses for it."""
+
+    step: Step
+    loss: float
+
+
+class RecordBatch(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """The records between two moments; `last` is the step that comes next after it."""
+
+    before: Annotated[bytes, Meta(min_length=DIGEST_BYTES, max_length=DIGEST_BYTES)]
+    first: Step
+    last: Step
+    resumed: bool
+    iterations: Annotated[tuple[Iteration, ...], Meta(max_length=MOST_RECORDS)]
+    samples: Annotated[tuple[Sample, ...], Meta(max_length=MOST_RECORDS)]
+    evaluations: Annotated[tuple[Evaluation, ...], Meta(max_length=MOST_RECORDS)]
+
+
+class Frame(NamedTuple):
+    """A batch as it stands in the file: where it ends, and the digest that the next one names."""
+
+    batch: RecordBatch
+    end: int
+    digest: bytes
+
+
+class Log(NamedTuple):
+    """All records of a training, in order."""
+
+    iterations: Sequence[Iteration]
+    samples: Sequence[Sample]
+    evaluations: Sequence[Evaluation]
+    resumed: Sequence[int]
+    """Steps from which the runner went on after it had been ended."""
+    head: bytes
+    """Digest of the last batch."""
+
+
+def genesis(job: Job) -> bytes:
+    """Return what the first batch of a job names as the one before it."""
+    return digest_of(_BATCH, job.digest)
+
+
+def encode_frame(batch: RecordBatch, key: Ed25519PrivateKey) -> tuple[bytes, bytes]:
+    """Return the frame of a batch, and the digest that the next batch names."""
+    content = msgspec.msgpack.encode(batch)
+    named = digest_of(_BATCH, content)
+    return b"".join((len(content).to_bytes(_LENGTH_BYTES, "big"), key.sign(named), content)), named
+
+
+def frames(content: bytes, job: Job, key: Ed25519PublicKey, *, torn: bool = False) -> Iterator[Frame]:
+    """Yield the frames of a log.
+
+    Args:
+        content: of the whole file.
+        job: that the first frame has to name.
+        key: of the runner.
+        torn: the writer may have been ended at any moment: stop where the frames stop.
+
+    Raises:
+        ProofError: a frame is cut short, unsigned, out of its order or no batch, and the log is not `torn`.
+    """
+    place, before = 0, genesis(job)
+    while place < len(content):
+        try:
+            frame = _frame(content, place, before, key)
+        except ProofError:
+            if torn:
+                return
+            raise
+        yield frame
+        place, before = frame.end, frame.digest
+
+
+def _frame(content: bytes, place: int, before: bytes, key: Ed25519PublicKey) -> Frame:
+    start = place + _LENGTH_BYTES + _SIGNATURE_BYTES
+    length = int.from_bytes(content[place : place + _LENGTH_BYTES], "big")
+    if length > MOST_FRAME_BYTES or start + length > len(content):
+        raise ProofError(f"the log is cut short, or damaged, at byte {place}")
+    body = content[start : start + length]
+    named = digest_of(_BATCH, body)
+    try:
+        key.verify(content[place + _LENGTH_BYTES : start], named)
+        batch = msgspec.msgpack.decode(body, type=RecordBatch)
+    except InvalidSignature:
+        raise ProofError(f"the log's batch at byte {place} is not signed by the runner") from None
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise ProofError(f"the log's batch at byte {place} holds no records: {error}") from error
+    if batch.before != before:
+        raise ProofError(f"the log's batch at byte {place} does not follow the one before it, or is of another job")
+    return Frame(batch, start + length, named)
+
+
+def read_log(path: Path, job: Job) -> Log:
+    """Read the whole log of a job.
+
+    Raises:
+        ProofError: missing, too large, damaged, of another job or not signed by its runner.
+    """
+    content = read_bounded(path, MOST_LOG_BYTES)
+    log = Log([], [], [], [], genesis(job))
+    for batch, _, named in frames(content, job, job.keys.runner.verifying_key()):
+        log = log._replace(head=named)
+        log.iterations.extend(batch.iterations)  # type: ignore[attr-defined]
+        log.samples.extend(batch.samples)  # type: ignore[attr-defined]
+        log.evaluations.extend(batch.evaluations)  # type: ignore[attr-defined]
+        if batch.resumed:
+            log.resumed.append(batch.first)  # type: ignore[attr-defined]
+    return log
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Return the content of a plain file of at most `limit` bytes.
+
+    Raises:
+        ProofError: there is no such file, or it is larger.
+    """
+    try:
+        if not path.is_file() or path.is_symlink():
+            raise ProofError(f"{path} is missing, or no plain file")
+        with path.open("rb") as file:
+            # No more is asked for than there is: a reader of files allocates what it is asked for.
+            content = file.read(min(limit, path.stat().st_size) + 1)
+    except OSError as error:
+        raise ProofError(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > limit:
+        raise ProofError(f"{path} is larger than {limit} bytes")
+    return content
+
+
+def finite(row: Iteration) -> bool:
+    """Say whether all numbers of a record are finite."""
+    return all(map(math.isfinite, (row.loss, row.rate, row.norm, row.at)))

@@ -1,0 +1,1 @@
+"""Attacks: one file each, and one line each in the catalogue."""

@@ -1,0 +1,140 @@
+"""`owl audit` and `owl attack`: what they take, refuse, print and write."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+
+from awfulowl.cli.attack import EXAMPLES, attack
+from awfulowl.cli.lab_options import VICTIMS, parse_blocks
+from awfulowl.errors import InputError
+from awfulowl.lab.attacks.catalogue import ATTACKS
+from awfulowl.lab.report.schema import JSON, read_report
+from awfulowl.lab.victims import KINDS
+from tests.unit.cli.conftest import Owl
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "own_attack.py"
+SMALL = ["--victims", "1", "--shuffles", "1", "--no-possession", "--workers", "1"]
+
+
+@pytest.fixture
+def threat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The smallest threat model, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "t.toml"
+    path.write_text("share = 0.3\ncompute = 0.2\nqueries = 500\n")
+    return str(path)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A small network of a user's own."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from torch import nn\n"
+        "def mine():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))\n"
+    )
+    return f"{path}:mine"
+
+
+def test_an_audit_writes_its_report_and_goes_on_where_it_ended(
+    owl: Owl, model: str, threat: str, tmp_path: Path
+) -> None:
+    words = ["audit", model, "--data", "digits", "--threat", threat, "-o", str(tmp_path / "out"), *SMALL]
+    words += ["--attack", "norms", "--attack", f"{EXAMPLE}:Greedy"]
+    code, out, _ = owl(*words, "--json", str(tmp_path / "numbers.json"))
+    assert code == 0
+    assert "norms" in out
+    assert "greedy" in out
+    report = read_report(tmp_path / "out")
+    assert {row.attack for row in report.rows} == {"norms", "greedy"}
+    assert report.missing == ()
+    assert json.loads((tmp_path / "numbers.json").read_text())["version"] == 1
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("attack*")}
+    assert owl(*words).code == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("attack*")} == times
+
+
+def test_attacks_are_listed_with_what_they_need(owl: Owl, tmp_path: Path) -> None:
+    code, out, _ = owl("attack", "list", "--json", str(tmp_path / "attacks.json"))
+    assert code == 0
+    found = json.loads((tmp_path / "attacks.json").read_text())
+    assert [one["name"] for one in found] == list(ATTACKS)
+    assert all(one["what"] and "knows_architecture" in one["needs"] for one in found)
+    assert "norms" in out
+
+
+def test_an_attack_is_run_once_beside_floors_and_lines(owl: Owl, model: str, threat: str, tmp_path: Path) -> None:
+    words = ["attack", "run", "norms", "--model", model, "--threat", threat, "--json", str(tmp_path / "once.json")]
+    code, out, _ = owl(*words)
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads((tmp_path / "once.json").read_text())["rows"]}
+    assert rows["norms"]["kind"] == "attack"
+    assert rows["victim"]["accuracy"] < 0.4  # it is fresh, and the report says what is
+    assert rows["F1 missing layers"]["kind"] == "floor"
+    assert "no intervals, and no verdict" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (["--attack", "nonsense"], "no attack 'nonsense'"),
+        (["--attack", "nowhere.py:Greedy"], "no such Python file"),
+        (["--attack", f"{EXAMPLE}:Nobody"], "no attack 'Nobody'"),
+        (["--block", "4x4"], "--block '4x4'"),
+        (["--taking", "thirds"], "taking"),
+        (["--share", "0"], "shares"),
+        (["--data", "none.tar"], "no data 'none.tar'"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    owl: Owl, threat: str, tmp_path: Path, change: list[str], complaint: str
+) -> None:
+    words = ["audit", "digits", "--data", "digits", "--threat", threat, "-o", str(tmp_path / "out"), *SMALL, *change]
+    code, out, err = owl(*words)
+    assert (code, out) == (2, "")
+    assert complaint in err
+    assert not (tmp_path / "out" / JSON).exists()
+
+
+def test_unknown_threat_fields_and_missing_files_are_refused(owl: Owl, tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    words = ["audit", "digits", "--data", "digits", "--threat", str(path), "-o", str(tmp_path / "out"), *SMALL]
+    code, _, err = owl(*words)
+    assert code == 2
+    assert "no readable threat model" in err
+    path.write_text("share = 0.3\nluck = 1\n")
+    code, _, err = owl(*words)
+    assert code == 2
+    assert "unknown field `luck`; there are share" in err
+
+
+def test_data_that_do_not_fit_are_refused(owl: Owl, threat: str, tmp_path: Path) -> None:
+    code, _, err = owl("audit", "cifar", "--data", "digits", "--threat", threat, "-o", str(tmp_path / "out"), *SMALL)
+    assert code == 2
+    assert "images of shape (1, 8, 8); cifar takes (3, 32, 32)" in err
+
+
+def test_every_command_of_attack_has_help_with_an_example(owl: Owl) -> None:
+    names = [command.name for command in typer.main.get_group(attack).commands.values()]
+    assert names == list(EXAMPLES)
+    for name, (_, example) in EXAMPLES.items():
+        code, out, _ = owl("attack", name, "--help")
+        assert code == 0
+        assert f"Example: owl attack {name} " in out
+        assert [word for word in example.split() if word.startswith("-") and word not in out] == []
+    assert owl("attack").code == 2
+
+
+def test_names_that_are_completed_are_those_there_are() -> None:
+    assert set(VICTIMS) == set(KINDS)
+
+
+def test_blocks_are_auto_or_numbers() -> None:
+    assert parse_blocks(None) == ["auto"]
+    assert parse_blocks(["64", "auto"]) == [64, "auto"]
+    for text in ("0x4", "-1", "big", "", "123456"):
+        with pytest.raises(InputError, match="neither auto nor a number"):
+            parse_blocks([text])

@@ -1,0 +1,61 @@
+"""What processes and folders use, as /proc and the file system say."""
+
+import mmap
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from awfulowl.jobs.sandbox.watching import disk_bytes, family, use
+
+SLEEP = "import sys; sys.stdout.write('x'); sys.stdout.flush(); sys.stdin.read()"
+
+
+def test_a_family_is_a_process_and_all_below_it() -> None:
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEP!r}])"
+    with subprocess.Popen([sys.executable, "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        found = family(process.pid)
+        assert process.pid in found
+        assert len(found) == 2
+        assert found < family(os.getpid())
+        assert use(found).tasks >= 2
+        process.communicate(b"")
+    assert family(process.pid) == {process.pid}
+    assert use([process.pid]) == (0, 0)
+
+
+def test_memory_counts_what_is_written_to_anonymous_and_shared_alike() -> None:
+    size = 64 << 20
+    before = use([os.getpid()])
+    with mmap.mmap(-1, size) as shared:
+        shared.write(bytes(size))
+        mine = bytearray(b"x") * size
+        after = use([os.getpid()])
+    assert after.memory_bytes - before.memory_bytes > 1.8 * size
+    del mine
+
+
+def test_threads_are_tasks() -> None:
+    over = threading.Event()
+    before = use([os.getpid()]).tasks
+    threads = [threading.Thread(target=over.wait) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    assert use([os.getpid()]).tasks >= before + 5
+    over.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_disk_is_what_is_stored_and_every_entry_costs(tmp_path: Path) -> None:
+    assert disk_bytes([tmp_path], 1 << 30) == 0
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "file").write_bytes(bytes(range(256)) * 4096)
+    (tmp_path / "empty").touch()
+    (tmp_path / "link").symlink_to("/")
+    assert (1 << 20) + 4 * 4096 <= disk_bytes([tmp_path], 1 << 30) < (1 << 20) + 8 * 4096
+    assert disk_bytes([tmp_path], 4096) > 4096
+    assert disk_bytes([tmp_path / "none"], 4096) == 0

@@ -1,0 +1,147 @@
+"""JOB.toml is read strictly, and a job's digest changes with everything in it."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from awfulowl.errors import InputError
+from awfulowl.jobs.job import Job, JobFile, bind, canonical, decode_job, read_job_file
+from tests.unit.jobs.small import SIGNERS, small_work
+
+PARTY = f'signing = "{"a" * 64}"\nsealing = "{"b" * 64}"'
+GOOD = f"""
+version = 1
+name = "digits"
+task = "digits:Digits"
+code = "code"
+data = ["images", "labels"]
+
+[training]
+seed = 7
+batch = 64
+epochs = 20
+lr = 0.05
+momentum = 0.9
+
+[keys.client]
+{PARTY}
+[keys.runner]
+{PARTY}
+[keys.verifier]
+{PARTY}
+"""
+
+
+def read(tmp_path: Path, text: str) -> JobFile:
+    path = tmp_path / "JOB.toml"
+    path.write_text(text)
+    return read_job_file(path)
+
+
+def test_a_good_file_is_read(tmp_path: Path) -> None:
+    found = read(tmp_path, GOOD)
+    assert found.task == "digits:Digits"
+    assert found.training.epochs == 20
+    assert found.training.steps is None
+    assert found.proving.challenges == 33
+    assert 0.75**found.proving.challenges < 1e-4
+    assert found.limits.processes > 0
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("version = 1", "version = 2", "version"),
+        ('name = "digits"', 'name = "../digits"', "name"),
+        ('name = "digits"', 'name = "digits"\ncolour = "x"', "colour"),
+        ('"digits:Digits"', '"digits"', "module:Class"),
+        ('"digits:Digits"', '"digits:Digits()"', "module:Class"),
+        ('"digits:Digits"', '"os.system:x y"', "module:Class"),
+        ("epochs = 20", "", "either"),
+        ("epochs = 20", "epochs = 20\nsteps = 4", "either"),
+        ("epochs = 20", "epochs = 0", "epochs"),
+        ("lr = 0.05", "lr = nan", "lr"),
+        ("lr = 0.05", "lr = inf", "lr"),
+        ("lr = 0.05", "lr = -1.0", "lr"),
+        ("lr = 0.05", 'lr = 0.05\noptimizer = "adam"', "momentum"),
+        ("lr = 0.05", "lr = 0.05\nclip = inf", "finite"),
+        ("batch = 64", "batch = 0", "batch"),
+        ("seed = 7", "seed = -7", "seed"),
+        ('data = ["images", "labels"]', "data = []", "data"),
+        ("a" * 64, "A" * 64, "signing"),
+        ("a" * 64, "a" * 63, "signing"),
+        ("[keys.runner]", "[keys.somebody]", "keys"),
+        ("[training]", "[training", "JOB.toml"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in GOOD
+    with pytest.raises(InputError, match=said):
+        read(tmp_path, GOOD.replace(old, new, 1))
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read_job_file(tmp_path / "missing")
+    with pytest.raises(InputError, match="larger"):
+        read(tmp_path, "#" * 70_000)
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError):
+        read_job_file(tmp_path / "bytes")
+
+
+def changed(job: Job, path: str, value: Any) -> Job:
+    first, _, rest = path.partition(".")
+    inner = getattr(job, first)
+    return msgspec.structs.replace(job, **{first: msgspec.structs.replace(inner, **{rest: value}) if rest else value})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("name", "other"),
+        ("task", "other:Class"),
+        ("code", {"a.py": "0" * 64}),
+        ("data", {"x": "0" * 64}),
+        ("training.seed", 4),
+        ("training.lr", 0.2),
+        ("training.threads", 2),
+        ("training.precision", "bfloat16"),
+        ("proving.challenges", 1),
+        ("proving.tolerance", 0.5),
+        ("logging.sample_every_s", 2.0),
+        ("limits.processes", 2),
+    ],
+)
+def test_the_digest_is_of_everything(path: str, value: Any) -> None:
+    job = small_work().job
+    assert changed(job, path, value).digest != job.digest
+
+
+def test_a_job_comes_back_from_its_bytes() -> None:
+    job = small_work().job
+    assert decode_job(canonical(job)) == job
+    assert decode_job(canonical(job)).digest == job.digest
+    assert (job.module, job.classname) == ("reference", "Small")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x90", b"\xc1", canonical(small_work().job)[:-1], bytes(2 << 20)])
+def test_bytes_that_are_no_job(content: bytes) -> None:
+    with pytest.raises(InputError):
+        decode_job(content)
+
+
+def test_code_and_data_are_needed(tmp_path: Path) -> None:
+    order = read(tmp_path, GOOD)
+    job = bind(order, {"b.py": b"2", "a.py": b"1"}, {"x": b"3"})
+    assert list(job.code) == ["a.py", "b.py"]
+    for code, data in (({}, {"x": b""}), ({"a.py": b""}, {})):
+        with pytest.raises(InputError, match="has no"):
+            bind(order, code, data)
+
+
+def test_keys_check_signatures() -> None:
+    signature = SIGNERS.client.sign(b"message")
+    small_work().job.keys.client.verifying_key().verify(signature, b"message")
