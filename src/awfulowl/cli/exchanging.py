@@ -13,7 +13,7 @@ from awfulowl.cli.json_output import write
 from awfulowl.cli.terminal import Advance, Stages
 from awfulowl.errors import InputError
 from awfulowl.lab.copies import train_copied
-from awfulowl.lab.data import Split, cache_folder, read_split
+from awfulowl.lab.data import Split, cache_folder, read_split, some
 from awfulowl.lab.drawing import largest_layer
 from awfulowl.lab.exchange import Curves, Point, curves, read_published, set_up
 from awfulowl.lab.fitting import OnEpoch
@@ -21,7 +21,6 @@ from awfulowl.lab.report.curves import draw_curves
 from awfulowl.lab.report.figures import write_figures
 from awfulowl.lab.report.words import interval, percent
 from awfulowl.lab.victims import KINDS, find_kind, train_victim
-from awfulowl.models.data import Labelled
 
 JSON: Final = "exchange.json"
 _COPIES: Final = "copies"
@@ -56,7 +55,7 @@ def run(request: Request, stages: Stages) -> Curves:
     with stages.stage("reading the data"):
         data = read_split(request.data, cache_folder())
     model, layer = _network(request, data, stages)
-    test = Labelled(*(part[: request.images] for part in data.test))
+    test = some(data.test, request.images, request.seed)
     with stages.stage("measuring", 1.0) as advance:
         setup = set_up(model, layer, test)
         found = curves(

@@ -52,6 +52,14 @@ class Split(NamedTuple):
     digest: str
 
 
+def some(images: Labelled, count: int, seed: int) -> Labelled:
+    """Return `count` images drawn by a seed, or all: archives are sorted by class, so the first ones will not do."""
+    if count >= len(images.labels):
+        return images
+    chosen = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(seed))[:count]
+    return Labelled(images.inputs[chosen], images.labels[chosen])
+
+
 def cache_folder() -> Path:
     """Return where trained victims and decoded data are kept: the user's folder of caches."""
     return platformdirs.user_cache_path("awfulowl")

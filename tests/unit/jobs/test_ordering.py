@@ -67,7 +67,7 @@ def test_data_elsewhere_is_known_by_its_name(folder: Path, tmp_path_factory: pyt
         ("learner:Learner", "learner", "module:Class"),
         ("learner:Learner", "../learner:Learner", "module:Class"),
         (KEYS, "", "keys"),
-        (PEOPLE.runner.public.sealing, PEOPLE.runner.public.sealing[1:], "sealing"),
+        pytest.param(PEOPLE.runner.public.sealing, PEOPLE.runner.public.sealing[1:], "sealing", id="a short key"),
         ("version = 1", "version = 2", "version"),
     ],
 )

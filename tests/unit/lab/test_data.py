@@ -9,7 +9,7 @@ from torch import Tensor
 
 from awfulowl.errors import InputError
 from awfulowl.lab import data
-from awfulowl.lab.data import Sizes, read_split, split
+from awfulowl.lab.data import Sizes, read_split, some, split
 from awfulowl.models.data import DataSet, Labelled
 from tests.scenes import digits
 
@@ -122,3 +122,14 @@ def test_decoded_pictures_are_kept_and_a_damaged_copy_is_made_anew(
     kept.write_bytes(kept.read_bytes()[:1000])
     assert read_split(str(archive), tmp_path / "cache").digest == first.digest
     assert len(reads) == 2
+
+
+def test_some_images_are_of_all_classes_though_archives_are_sorted() -> None:
+    labels = torch.arange(10).repeat_interleave(100)
+    images = Labelled(torch.arange(1000.0)[:, None], labels)
+    drawn = some(images, 200, seed=3)
+    assert set(drawn.labels.tolist()) == set(range(10))
+    assert len(set(drawn.inputs.flatten().tolist())) == 200
+    assert torch.equal(labels[drawn.inputs.long().flatten()], drawn.labels)
+    assert torch.equal(some(images, 200, seed=3).inputs, drawn.inputs)
+    assert some(images, 1000, seed=3) is images
