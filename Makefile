@@ -50,7 +50,7 @@ $(DEMO_READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "AwfulOwl needs Python 3.11: make PYTHON=/path/to/it")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	$(INSTALL) --quiet --editable '.[demo,data]'
+	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab]'
 	touch $@
 
 $(DEV_READY): $(DEMO_READY)

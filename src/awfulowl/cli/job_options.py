@@ -9,6 +9,7 @@ import typer
 from awfulowl.cli import settings
 from awfulowl.cli.terminal import Advance, Stages, warn
 from awfulowl.errors import InputError
+from awfulowl.wire.text import plain
 
 if TYPE_CHECKING:
     from awfulowl.jobs.hosting import Host, Source
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from awfulowl.jobs.messages import Progress, Stage
 
 ROLES: Final = ("client", "runner", "verifier")
+_STAGE_CHARS: Final = 80
 
 Key = Annotated[
     Path | None,
@@ -79,7 +81,7 @@ def host(package: "Source", keys: "PrivateKeys", *, unsafe: bool, listen: "Calla
 
 
 def listener(stages: Stages, advance: Advance) -> "Callable[[Stage | Progress], None]":
-    """Return what shows the events of a sandbox in a stage whose total is 1."""
+    """Return what shows the events of a sandbox in a stage whose total is 1: behind them may be the client's code."""
     from awfulowl.jobs.messages import Progress
 
     def listen(event: "Stage | Progress") -> None:
@@ -87,6 +89,6 @@ def listener(stages: Stages, advance: Advance) -> "Callable[[Stage | Progress], 
             advance(event.done / event.total if event.total else 0.0)
             stages.describe(f"step {event.done} of {event.total}, loss {event.loss:.4g}")
         else:
-            stages.describe(event.text)
+            stages.describe(plain(event.text, _STAGE_CHARS))
 
     return listen

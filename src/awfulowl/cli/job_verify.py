@@ -99,6 +99,8 @@ def verify(
     The job's code runs here as well, in the same sandbox; what you sign is as true as that code is honest.
     """
     json_output.check_target(json)
+    if output is not None and checks == "printed":
+        raise InputError("--checks printed prove nothing, so there is no certificate of them: leave --output out")
     mine = read_keys("verifier", key)
     with Stages() as stages:
         with stages.stage("opening the package"):

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from awfulowl.errors import InputError, ProofError
 from awfulowl.jobs import signing
+from awfulowl.jobs.checks.catalogue import SOUND
 from awfulowl.jobs.job import VERSION, Digest, Job, Key, Name, Positive
 from awfulowl.jobs.state import State, digest
 from awfulowl.jobs.verify import Verdict
@@ -52,10 +53,13 @@ def issue(verdict: Verdict, job: Job, key: Ed25519PrivateKey, at: str) -> bytes:
         at: date and time, UTC.
 
     Raises:
-        InputError: the proof was not accepted, or the key is not the verifier's.
+        InputError: the proof was not accepted, not by all checks that decide, or the key is not the verifier's.
     """
     if verdict.status != "accepted" or verdict.job != job.digest.hex():
         raise InputError(f"a certificate is for an accepted proof of this job; this one is {verdict.status}")
+    passed = {one.check for one in verdict.findings if one.reason is None}
+    if not passed.issuperset(check.name for check in SOUND):
+        raise InputError("a certificate is for a proof that passed the sound checks; this one was not held to them")
     if key.public_key() != job.keys.verifier.verifying_key():
         raise InputError(f"job {job.name} names another verifier: this key may not certify it")
     body = Certificate(

@@ -62,7 +62,7 @@ def _sign_log(job: Job, path: Path, key: Ed25519PrivateKey) -> bytes | None:
             found = file.read(_HEAD_BYTES)
             length = int.from_bytes(found[:_LENGTH_BYTES], "big")
             content = file.read(length) if length <= MOST_FRAME_BYTES else b""
-            signed = _signed_batch(content, head, key)
+            signed = _signed_batch(content, head, key) if len(content) == length else None
             if signed is None or found[_LENGTH_BYTES:] not in {BLANK, signed[0][_LENGTH_BYTES:_HEAD_BYTES]}:
                 return None
             file.seek(place)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -26,10 +27,11 @@ from awfulowl.jobs.machine import this_machine
 from awfulowl.jobs.records import read_bounded
 from awfulowl.jobs.sandbox import command
 from awfulowl.jobs.sandbox.confined import Allowance, Confined, Outcome, Setting, confined
+from awfulowl.jobs.sandbox.watching import disk_bytes as disk_used
 from awfulowl.jobs.verify import UNREADABLE, Finding, Verdict
 
-_SHARE_OF_MEMORY: Final = 0.9
-"""Of this machine's memory, that a job gets at most, whatever it asks for."""
+_SHARE: Final = 0.9
+"""Of this machine's memory, and of what is free on the disk, that a job gets at most, whatever it asks for."""
 
 _MOST_DISK_BYTES: Final = 1 << 62
 """What a resource limit can say."""
@@ -244,7 +246,7 @@ class Host:
             **options,  # type: ignore[arg-type]
         )
         setting = Setting(
-            allowance=allowance(self.job.limits),
+            allowance=allowance(self.job.limits, directory if writes else None),
             read=() if writes else place,
             write=place if writes else (),
             threads=self.job.training.threads,
@@ -334,13 +336,21 @@ def _refused(job: Job, reason: str) -> Verdict:
     )
 
 
-def allowance(bounds: Bounds) -> Allowance:
-    """Return what a job may use here: what it asks for, and never nearly all of the memory of this machine."""
-    memory_bytes = int(_SHARE_OF_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+def allowance(bounds: Bounds, directory: Path | None = None) -> Allowance:
+    """Return what a job may use here: what it asks for, and never nearly all of the memory and the disk there is.
+
+    Args:
+        bounds: that the client wrote.
+        directory: that the job may write to, if there is one; what is stored there already counts.
+    """
+    memory_bytes = int(_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    disk_bytes = min(bounds.disk_bytes, _MOST_DISK_BYTES)
+    if directory is not None:
+        disk_bytes = min(disk_bytes, disk_used([directory], disk_bytes) + int(_SHARE * disk_usage(directory).free))
     return Allowance(
         memory_bytes=min(bounds.memory_bytes, memory_bytes),
         processes=bounds.processes,
-        disk_bytes=min(bounds.disk_bytes, _MOST_DISK_BYTES),
+        disk_bytes=disk_bytes,
         time_s=bounds.time_s,
     )
 

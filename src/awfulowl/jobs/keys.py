@@ -69,7 +69,10 @@ class PrivateKeys:
             InputError: the file exists, or cannot be written.
         """
         if path.exists() or path.is_symlink():
-            raise InputError(f"{path} exists: keys are not overwritten; move it away first")
+            raise InputError(
+                f"{path} exists: keys are not overwritten. They serve for any number of orders: "
+                f"owl job keys ROLE --show {path}"
+            )
         public = self.public
         stored = _Stored(
             format="awfulowl job keys 1",

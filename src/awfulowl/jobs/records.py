@@ -4,7 +4,10 @@ A file of frames: length (4 bytes), signature (64 bytes), batch in msgpack. Each
 before it, the first one the job, so that none can be left out, repeated, or taken from another job.
 """
 
+import errno
 import math
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -27,6 +30,7 @@ MOST_LOG_BYTES: Final = 1024 * MIB
 _SIGNATURE_BYTES: Final = 64
 _LENGTH_BYTES: Final = 4
 _BATCH: Final = "awfulowl records"
+_NO_FILE: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 
 Step = Annotated[int, Meta(ge=0, le=MOST_STEPS)]
 
@@ -168,17 +172,27 @@ def read_log(path: Path, job: Job) -> Log:
 def read_bounded(path: Path, limit: int) -> bytes:
     """Return the content of a plain file of at most `limit` bytes.
 
+    What was opened is looked at, not the name: a pipe put in its place meanwhile would keep a reader for ever.
+
     Raises:
         ProofError: there is no such file, or it is larger.
     """
     try:
-        if not path.is_file() or path.is_symlink():
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        kind = "is missing, or no plain file" if error.errno in _NO_FILE else f"cannot be read: {error.strerror}"
+        raise ProofError(f"{path} {kind}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise ProofError(f"{path} is missing, or no plain file")
-        with path.open("rb") as file:
+        with open(descriptor, "rb", closefd=False) as file:
             # No more is asked for than there is: a reader of files allocates what it is asked for.
-            content = file.read(min(limit, path.stat().st_size) + 1)
+            content = file.read(min(limit, status.st_size) + 1)
     except OSError as error:
         raise ProofError(f"{path} cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise ProofError(f"{path} is larger than {limit} bytes")
     return content

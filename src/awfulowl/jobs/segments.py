@@ -1,7 +1,12 @@
 """How far two runs of the same steps are apart, where machines add in another order.
 
-The error of a stretch of steps is counted relative to how far the stretch moves, separately for parameters, buffers and
-each kind of optimiser state: a bound on the plain distance would let small steps pass that were never made.
+The error of a stretch of steps is counted relative to how far the stretch moves, separately for the model (parameters
+and buffers together) and each kind of optimiser state: a bound on the plain distance would let small steps pass that
+were never made.
+
+Not stopped: a runner that fakes one step to make up a state in which one number that does not matter is huge. Size and
+movement of the whole kind are then as large as it likes, and later fakes hide below the tolerance. Only bits that have
+to be equal are safe from it; there is no such path where a job gives no tolerance.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

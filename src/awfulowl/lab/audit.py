@@ -13,7 +13,7 @@ from awfulowl.lab.data import cache_folder
 from awfulowl.lab.hands import Hands, Stop
 from awfulowl.lab.possessed import possession
 from awfulowl.lab.record import Record, numbers
-from awfulowl.lab.report.page import write_report
+from awfulowl.lab.report.page import prepare, write_report
 from awfulowl.lab.report.schema import VERSION, Network, Report
 from awfulowl.lab.request import Cell, NetworkCell, Request, make_request
 from awfulowl.lab.schedule import (
@@ -99,12 +99,14 @@ def run(request: Request, output: Path, conditions: Conditions, own: Mapping[str
         own: attacks beside those that the request names, by name.
 
     Raises:
-        InputError: the data do not fit, nothing can be written, or a victim cannot be trained.
+        InputError: the data do not fit, nothing can be written, the extra `lab` is not installed, or a victim cannot be
+            trained.
         ModelError: the model cannot be cut, or its weights are not finite.
     """
     started = time.perf_counter()
     folder = output / CELLS
     shop = Workshop(request, folder, conditions.cache, own)
+    prepare(output)
     work = _Run(shop, conditions)
     with Hands(shop, conditions.workers, (request, folder, conditions.cache)) as hands:
         work.stage(hands, "training networks", network_cells(shop))

@@ -169,13 +169,16 @@ def _row(shop: Workshop, tables: Tables, spot: Spot, name: str, group: Group, fl
 
 
 def chosen_attack(shop: Workshop, tables: Tables, spot: Spot) -> str | None:
-    """Return the attack that is best on the pirate's validation images; of equals the cheapest; None without any."""
+    """Return the attack that is best on the pirate's validation images; of equals the cheapest; None without any.
+
+    By first draws alone, which all attacks have: others are made for a dear attack only once it was chosen.
+    """
     found = []
     for name in attacks_of(shop, spot.setting):
         group = attack_group(shop, tables, spot, name) if name != _LINE_ATTACK else None
         if group is not None:
-            flat = flattened(group)
-            found.append((-_validation(flat), cost(flat, "flops"), name))
+            firsts = [shuffles[0] for shuffles in group]
+            found.append((-_validation(firsts), cost(firsts, "flops"), name))
     return min(found)[2] if found else None
 
 

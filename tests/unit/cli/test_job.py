@@ -1,5 +1,6 @@
 """`owl job`: every command of it, as far as nothing has to run in a sandbox; tests/processes has the rest."""
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,17 +9,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from awfulowl.cli import terminal
 from awfulowl.cli.job import EXAMPLES
-from awfulowl.cli.job_options import ROLES
+from awfulowl.cli.job_options import ROLES, listener
 from awfulowl.errors import JobError
 from awfulowl.jobs import certificate
 from awfulowl.jobs.challenge import Challenge
+from awfulowl.jobs.checks.catalogue import SOUND
 from awfulowl.jobs.hosting import Host
 from awfulowl.jobs.keys import PrivateKeys
 from awfulowl.jobs.messages import Progress, Stage
 from awfulowl.jobs.ordering import read_order
 from awfulowl.jobs.package import open_package
-from awfulowl.jobs.verify import Verdict
+from awfulowl.jobs.verify import Finding, Verdict
 from tests.orders import LEARNER, POINTS, People, committed
 from tests.unit.cli.conftest import Owl
 
@@ -27,7 +30,7 @@ VERDICT = Verdict(
     status="accepted",
     caught_by=None,
     reason=None,
-    findings=(),
+    findings=tuple(Finding(check=one.name, printed=False, reason=None, seconds=0.1) for one in SOUND),
     verification_cost=0.01,
     replayed_steps=33,
     evaluated_examples=0,
@@ -192,6 +195,13 @@ def test_a_verdict_is_printed_written_and_the_exit_code(
         assert not (home / "work" / "certificate.json").exists()
 
 
+def test_the_printed_checks_make_no_certificate(owl: Owl, package: Path, home: Path) -> None:
+    code, _, err = owl("job", "verify", "code", "--package", str(package), "--checks", "printed", "-o", "c.json")
+    assert code == 2
+    assert "--checks printed" in err
+    assert not (home / "work" / "c.json").exists()
+
+
 def test_a_challenge_is_drawn_and_answered_as_files(
     owl: Owl, package: Path, people: People, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,3 +284,25 @@ def test_a_certificate_is_checked_offline(owl: Owl, package: Path, people: Peopl
     for place in range(0, len(content), 31):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         assert owl("job", "certificate", "certificate.json").code == 1
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("text", ["\x1b]0;owned\x07\x1b[2J", "[/nope] [bold]", "\u202eback", "long " * 800])
+def test_words_from_the_sandbox_neither_act_on_a_terminal_nor_end_the_command(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    screen = Screen()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr("sys.stderr", screen)
+    with terminal.Stages() as stages, stages.stage("running", 1) as advance:
+        heard = listener(stages, advance)
+        heard(Stage(text))
+        for progress in (Progress(-5, 3, float("nan")), Progress(1 << 62, 1, 1.0), Progress(1, 0, 0.0)):
+            heard(progress)
+        heard(Stage(text))
+    assert not any(one in screen.getvalue() for one in ("\x1b]", "\x07", "\x1b[2J", "\u202e"))
+    assert "running" in screen.getvalue() or text[:4] in screen.getvalue()

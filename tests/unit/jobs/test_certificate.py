@@ -55,6 +55,15 @@ def test_nothing_else_is_certified(work: Work, accepted: Verdict) -> None:
         issue(accepted, work.job, SIGNERS.runner, AT)
 
 
+def test_the_printed_checks_alone_certify_nothing(work: Work, accepted: Verdict, directory: Path) -> None:
+    printed = msgspec.structs.replace(verdict(work, directory, which="printed"), status="accepted")
+    fewer = msgspec.structs.replace(accepted, findings=accepted.findings[:-1])
+    failed = tuple(msgspec.structs.replace(one, reason="why") for one in accepted.findings)
+    for one in (printed, fewer, msgspec.structs.replace(accepted, findings=failed)):
+        with pytest.raises(InputError, match="sound checks"):
+            issue(one, work.job, SIGNERS.verifier, AT)
+
+
 def test_changed_certificates(work: Work, accepted: Verdict) -> None:
     content = issue(accepted, work.job, SIGNERS.verifier, AT)
     with pytest.raises(ProofError, match="not signed"):

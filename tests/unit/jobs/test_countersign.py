@@ -132,6 +132,16 @@ def test_more_behind_the_log_is_not_committed_to(directory: Path) -> None:
         countersign(JOB, directory, KEY)
 
 
+def test_a_last_batch_that_announces_more_than_there_is_is_not_put_right(directory: Path) -> None:
+    content = bytearray((directory / LOG).read_bytes())
+    last = len(content) - len(list(frames())[-1][0])
+    content[last + 1] ^= 1
+    (directory / LOG).write_bytes(content)
+    with pytest.raises(ProofError):
+        countersign(JOB, directory, KEY)
+    assert (directory / LOG).read_bytes()[last:] == bytes(content)[last:]
+
+
 def test_a_signature_of_somebody_else_is_not_replaced(directory: Path) -> None:
     content = bytearray((directory / LOG).read_bytes())
     content[10] = 1

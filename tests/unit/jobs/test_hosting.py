@@ -1,6 +1,7 @@
 """The outside of the sandbox, without one: what a failure is called, and who may do what."""
 
 import os
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -182,3 +183,12 @@ def test_keys_code_and_data_are_in_no_repr() -> None:
     assert "PrivateKeys" not in shown
     assert "import torch" not in shown
     assert repr(bytes(range(16)))[2:-1] not in shown
+
+
+def test_no_job_gets_nearly_all_of_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "before").write_bytes(bytes(1 << 20))
+    free = shutil.disk_usage(tmp_path).free
+    greedy = allowance(Bounds(disk_bytes=1 << 62), tmp_path).disk_bytes
+    assert 0.5 * free < greedy < 0.95 * free + (2 << 20)
+    assert allowance(Bounds(disk_bytes=1 << 20), tmp_path).disk_bytes == 1 << 20
+    assert allowance(Bounds(disk_bytes=1 << 63)).disk_bytes == 1 << 62

@@ -1,5 +1,6 @@
 """The log is a chain of signed batches: nothing can be left out, repeated, put in, or taken from another job."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -129,9 +130,20 @@ def test_only_plain_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "file")
     (tmp_path / "file").write_bytes(b"x")
     assert read_bounded(tmp_path / "file", 1) == b"x"
-    for wrong in ("link", "missing", "."):
+    os.mkfifo(tmp_path / "pipe")
+    for wrong in ("link", "missing", ".", "pipe", "file/below"):
         with pytest.raises(ProofError, match="no plain file"):
             read_bounded(tmp_path / wrong, 10)
+
+
+def test_a_pipe_put_in_the_place_of_a_file_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can write there swaps them between a look at the name and the opening."""
+    os.mkfifo(tmp_path / "file")
+    for look in ("is_file", "exists"):
+        monkeypatch.setattr(Path, look, lambda *_: True)
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("a pipe is opened as a file is"))
+    with pytest.raises(ProofError, match="no plain file"):
+        read_bounded(tmp_path / "file", 10)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

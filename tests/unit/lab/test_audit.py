@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import msgspec
@@ -12,7 +13,7 @@ import pytest
 
 from awfulowl.costs import Ledger
 from awfulowl.errors import InputError, ModelError
-from awfulowl.lab import lines, possessed, possession, victims, workshop
+from awfulowl.lab import lines, possessed, possession, summary, victims, workshop
 from awfulowl.lab.attacks.base import Attack, Recovery
 from awfulowl.lab.audit import CELLS, Conditions, audit, run
 from awfulowl.lab.loot import Scene
@@ -83,6 +84,20 @@ def numbers(report: Report) -> Any:
         return [without_times(one) for one in value] if isinstance(value, list | tuple) else value
 
     return without_times(msgspec.to_builtins(report))
+
+
+def test_the_choice_does_not_hang_on_draws_that_only_the_chosen_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def group(*validation: float) -> Any:
+        graded = [SimpleNamespace(completed=SimpleNamespace(validation=one), cost={"flops": 1.0}) for one in validation]
+        return [graded, graded]
+
+    groups = {"cheap": group(0.9, 0.9), "dear": group(0.95)}
+    monkeypatch.setattr(summary, "attacks_of", lambda *_: list(groups))
+    monkeypatch.setattr(summary, "attack_group", lambda _, __, ___, name: groups[name])
+    nothing: Any = SimpleNamespace(setting="layer")
+    before = summary.chosen_attack(nothing, nothing, nothing)
+    groups["dear"] = group(0.95, 0.2)  # the draws that controls are compared with
+    assert summary.chosen_attack(nothing, nothing, nothing) == before == "dear"
 
 
 def test_the_report_has_rows_lines_floors_and_a_verdict() -> None:
@@ -251,6 +266,26 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / CELLS).write_text("a file where the folder should be")
     with pytest.raises(InputError, match="cannot be written"):
         run_once(tmp_path)
+
+
+def test_a_file_where_the_folder_should_be_is_said_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("awfulowl.lab.audit.Hands", None)
+    (tmp_path / "file").write_text("of somebody")
+    with pytest.raises(InputError, match="no folder for the report"):
+        run_once(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "of somebody"
+
+
+def test_what_the_report_needs_is_asked_for_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("awfulowl.lab.audit.Hands", None)
+    monkeypatch.setattr("awfulowl.lab.report.page.find_spec", lambda name: None if name == "matplotlib" else name)
+    with pytest.raises(InputError, match=r"needs matplotlib.*awfulowl\[lab\]"):
+        run_once(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_seeds_are_far_from_those_of_networks_and_differ() -> None:

@@ -81,6 +81,7 @@ def bubblewrap(
     words += ["--proc", "/proc", "--remount-ro", "/proc"]
     words += ["--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
     words += ["--size", size, "--tmpfs", SCRATCH]
+    words += _this_python()  # after the folder in memory, which would hide a Python that is installed below it
     for kind, places in (("--ro-bind", read), ("--bind", write)):
         for place in map(str, places):
             words += [kind, place, place]
@@ -110,7 +111,7 @@ def python(module: str) -> list[str]:
 
 
 def _system() -> Iterator[str]:
-    """Yield what shows the system's libraries, this Python and its packages, all of it read-only."""
+    """Yield what shows the system's libraries, read-only."""
     for name in _SYSTEM:
         path = Path(name)
         if path.is_symlink():
@@ -119,6 +120,10 @@ def _system() -> Iterator[str]:
             yield from ("--ro-bind", name, name)
     for name in _READ:
         yield from ("--ro-bind-try", name, name)
+
+
+def _this_python() -> Iterator[str]:
+    """Yield what shows this Python and its packages, read-only."""
     for path in _pythons():
         if not path.is_relative_to("/usr"):
             yield from ("--ro-bind", str(path), str(path))
@@ -133,8 +138,11 @@ def _pythons() -> list[Path]:
         for path in found
         if path.is_dir() and not any(path != other and path.is_relative_to(other) for other in found)
     ]
-    if Path("/") in outer:
-        raise SandboxError("this Python lies in / itself: a sandbox that shows it would show everything")
+    for path in outer:
+        if Path(SCRATCH).is_relative_to(path):
+            raise SandboxError(
+                f"this Python lies in {path} itself: a sandbox that shows it would show everything there"
+            )
     return sorted(outer)
 
 

@@ -36,6 +36,8 @@ ERROR_TAIL_BYTES: Final = 16 * KIB
 _POLL_S: Final = 0.05
 _START_S: Final = 30.0
 _RUNAWAY_S: Final = 1.0
+_UNLINKED_S: Final = 0.5
+"""Files without a name are looked for less often: all descriptors have to be read."""
 _OWN_TASKS: Final = 2
 """Processes of bubblewrap itself."""
 _OPEN_FILES: Final = 4096
@@ -106,6 +108,8 @@ class Confined:
         self._setting = setting
         self._began = time.monotonic()
         self._over: Reason | None = None
+        self._unlinked = 0
+        self._next_unlinked = self._began
         self._tail = bytearray()
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._watch, self._keep_errors)]
         for thread in self._threads:
@@ -183,7 +187,7 @@ class Confined:
             return "time"
         if (exceeded := self._exceeded()) is not None:
             return exceeded
-        if any(watching.disk_bytes([one], allowance.disk_bytes) > allowance.disk_bytes for one in self._setting.write):
+        if self._disk_is_over(allowance.disk_bytes):
             return "disk"
         if len(self._groups.controllers) < len(_EXCEEDED):
             used = watching.use(watching.family(self._process.pid))
@@ -192,6 +196,13 @@ class Confined:
             if used.memory_bytes > allowance.memory_bytes:
                 return "memory"
         return None
+
+    def _disk_is_over(self, bound: int) -> bool:
+        folders, now = self._setting.write, time.monotonic()
+        if folders and now >= self._next_unlinked:
+            self._next_unlinked = now + _UNLINKED_S
+            self._unlinked = watching.unlinked_bytes(watching.family(self._process.pid), folders)
+        return any(watching.disk_bytes([one], bound) + self._unlinked > bound for one in folders)
 
     def _exceeded(self) -> Reason | None:
         which = self._groups.exceeded()

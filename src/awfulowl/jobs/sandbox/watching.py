@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -55,20 +56,42 @@ def use(processes: Iterable[int]) -> Use:
     return Use(memory, tasks)
 
 
+def unlinked_bytes(processes: Iterable[int], folders: Iterable[Path]) -> int:
+    """Return how much some processes hold in files without a name, on the file systems of some folders.
+
+    Attack: a file that is opened and removed is in no folder, and fills the disk all the same.
+    """
+    devices = {folder.stat().st_dev for folder in folders}
+    held: dict[tuple[int, int], int] = {}
+    for process in processes:
+        with contextlib.suppress(OSError):
+            for descriptor in Path("/proc", str(process), "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    status = descriptor.stat()
+                    if status.st_nlink == 0 and stat.S_ISREG(status.st_mode) and status.st_dev in devices:
+                        held[status.st_dev, status.st_ino] = 512 * status.st_blocks
+    return sum(held.values())
+
+
 def disk_bytes(folders: Iterable[Path], enough: int) -> int:
-    """Return how much is stored below some folders, or a number above `enough` as soon as it is more."""
+    """Return how much is stored below some folders, or a number above `enough` as soon as it is more.
+
+    A folder that cannot be looked into, because its path is too long or it forbids it, holds more than enough.
+    """
     total, waiting = 0, list(folders)
     while waiting and total <= enough:
         try:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(FileNotFoundError):
                         status = entry.stat(follow_symlinks=False)
                         total += max(512 * status.st_blocks, _ENTRY_BYTES)
                         if entry.is_dir(follow_symlinks=False):
                             waiting.append(Path(entry.path))
                     if total > enough:
                         break
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
+        except OSError:
+            return enough + 1
     return total

@@ -1,8 +1,10 @@
 """report.json, and report.html: one page with everything in it."""
 
 import base64
+import os
 from collections.abc import Sequence
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -46,6 +48,23 @@ class Part(NamedTuple):
     layers: tuple[str, ...]
     judgement: Judgement | None
     rows: Sequence[Cells]
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder of a report, before minutes or hours of work go into one that could not be written.
+
+    Raises:
+        InputError: it cannot be written to, or jinja2 or matplotlib is not installed.
+    """
+    for name in ("jinja2", "matplotlib"):
+        if find_spec(name) is None:
+            raise InputError(f"the report needs {name}, which is not installed: pip install 'awfulowl[lab]'")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: no folder for the report: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: no folder for the report: it may not be written to")
 
 
 def write_report(report: Report, folder: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,13 @@ WRITERS = {
     "        file.write(bytes(1 << 20))",
     "empty files": "import itertools\nfor number in itertools.count():\n    open(f'{place}/{number}', 'wb').close()",
     "folders": "import itertools, os\nfor number in itertools.count():\n    os.mkdir(f'{place}/{number}')",
+    # For each of these the program waits: what is looked for is found, and not only what goes on.
+    "files without a name": "import os, time\nheld = []\nfor number in range(6):\n"
+    "    held.append(open(f'{place}/{number}', 'wb'))\n    os.unlink(f'{place}/{number}')\n"
+    "    held[-1].write(bytes(4 << 20))\n    held[-1].flush()\ntime.sleep(50)",
+    "files too deep for a path": "import os, time\nos.chdir(place)\nfor _ in range(25):\n    os.mkdir('a' * 200)\n"
+    "    os.chdir('a' * 200)\nfor number in range(6):\n    open(str(number), 'wb').write(bytes(4 << 20))\n"
+    "time.sleep(50)",
 }
 
 
@@ -384,6 +392,24 @@ def test_a_bubblewrap_that_cannot_make_a_sandbox_is_told(tmp_path: Path, monkeyp
     monkeypatch.setattr(command, "find_bubblewrap", lambda: str(broken))
     with pytest.raises(SandboxError, match="No permissions to create new namespace"):
         run("print('never')")
+
+
+def test_a_python_below_the_folder_in_memory_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_pythons", lambda: [Path(command.SCRATCH, "checkout/.venv")])
+    words = command.bubblewrap(
+        "bwrap", ["true"], threads=1, scratch_bytes=4096, read=[], write=[tmp_path], descriptors=(5, 6, 7)
+    )
+    pairs = list(pairwise(words))
+    hidden, shown = pairs.index(("--tmpfs", command.SCRATCH)), words.index(f"{command.SCRATCH}/checkout/.venv")
+    assert words[shown - 1] == "--ro-bind"
+    assert hidden < shown < words.index("--bind"), "bubblewrap mounts in this order, and a later one hides an earlier"
+
+
+@pytest.mark.parametrize("place", ["/", command.SCRATCH])
+def test_a_python_that_would_show_too_much_is_refused(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", place)
+    with pytest.raises(SandboxError, match=f"lies in {place} itself"):
+        command.bubblewrap("bwrap", ["true"], threads=1, scratch_bytes=4096, read=[], write=[], descriptors=(5, 6, 7))
 
 
 def test_the_command_line_forbids_all_that_it_can() -> None:

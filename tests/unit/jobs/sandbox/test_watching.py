@@ -1,12 +1,13 @@
 """What processes and folders use, as /proc and the file system say."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
-from awfulowl.jobs.sandbox.watching import disk_bytes, family, use
+from awfulowl.jobs.sandbox.watching import disk_bytes, family, unlinked_bytes, use
 
 SLEEP = "import sys; sys.stdout.write('x'); sys.stdout.flush(); sys.stdin.read()"
 
@@ -69,3 +70,29 @@ def test_disk_is_what_is_stored_and_every_entry_costs(tmp_path: Path) -> None:
     assert (1 << 20) + 4 * 4096 <= disk_bytes([tmp_path], 1 << 30) < (1 << 20) + 8 * 4096
     assert disk_bytes([tmp_path], 4096) > 4096
     assert disk_bytes([tmp_path / "none"], 4096) == 0
+
+
+def test_files_without_a_name_are_counted_once_while_they_are_held(tmp_path: Path) -> None:
+    assert unlinked_bytes([os.getpid()], [tmp_path]) == 0
+    place = tmp_path / "file"
+    with place.open("wb") as file, place.open("rb"):
+        file.write(bytes(range(256)) * 4096)
+        file.flush()
+        assert unlinked_bytes([os.getpid()], [tmp_path]) == 0
+        place.unlink()
+        assert 1 << 20 <= unlinked_bytes([os.getpid(), os.getpid(), 1 << 30], [tmp_path]) < 2 << 20
+        assert unlinked_bytes([os.getpid()], [Path("/proc")]) == 0
+    assert unlinked_bytes([os.getpid()], [tmp_path]) == 0
+
+
+def test_what_is_too_deep_to_be_counted_is_more_than_enough(tmp_path: Path) -> None:
+    here = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(25):
+            Path("a" * 200).mkdir()
+            os.chdir("a" * 200)
+    finally:
+        os.chdir(here)
+    assert disk_bytes([tmp_path], 1 << 30) == (1 << 30) + 1
+    shutil.rmtree(tmp_path / ("a" * 200), ignore_errors=True)
