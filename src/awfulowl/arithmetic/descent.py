@@ -102,7 +102,7 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
     @property
     def has_momentum(self) -> bool:
         """Whether the momentum takes part; otherwise it stays as it is, for later steps."""
-        return self.momentum_momentum != 0 or self.momentum_gradient != 0
+        return any((self.momentum_momentum, self.momentum_weight, self.momentum_gradient))
 
     def moved(self, weight: Tensor, momentum: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return what becomes of something linear in weights, momentum and gradient: the new (weight, momentum)."""

@@ -351,6 +351,13 @@ def test_devices_do_what_the_rule_says_up_to_rounding(rule: Adaptation, seed: in
         assert bool(((one.double() - other).abs() <= 16 * UNIT * size + 1e-42).all())
 
 
+def test_images_follow_a_momentum_that_is_made_of_weights_alone() -> None:
+    """Without a memory, and gradients scaled to nothing by clipping, decay is all that is left of it."""
+    rule = rule_of(1, betas=(0.0, 0.999), scale=0.0, weight_decay=0.5)
+    weight, momentum, gradient = torch.randn(3, 20, dtype=torch.float64)
+    assert torch.equal(rule.linear.moved(weight, momentum, gradient)[1], rule.momentum_weight * weight)
+
+
 def test_any_shape_is_moved_in_place() -> None:
     for shape in ((0,), (0, 3), (3, 5), (2, 3, 4, 5)):
         weight, gradient = torch.randn(2, *shape)
