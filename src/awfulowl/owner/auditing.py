@@ -189,14 +189,16 @@ def _rework(deployment: "TrainedDeployment", number: int, cell: int, reworked: R
     placed, grid = panel.cells[cell], panel.grid
     column = grid.columns[placed.column]
     outputs = torch.cat([torch.arange(grid.rows[row].start, grid.rows[row].stop) for row in placed.rows])
-    inputs = slice(column.span.start, column.span.stop)
+    inputs, shape = slice(column.span.start, column.span.stop), _shape(panel, cell)
+    stated: dict[int, list[Statement]] = {}
+    for one in history.stated:
+        stated.setdefault(one.step, []).append(one)
 
     def liar(step: int) -> str:
-        for said in history.stated:
-            if said.step == step:
-                secret, image = check.part_of(said.image, placed.rows, [placed.column])
-                if not reworked.states(secret, image, column.groups):
-                    return said.devices[cell]
+        for said in stated.get(step, ()):
+            secret, image = check.part_of(said.image, placed.rows, [placed.column])
+            if not reworked.states(secret, image, column.groups):
+                return said.devices[cell]
         return ""
 
     yield liar(history.step - len(history.log))
@@ -204,5 +206,5 @@ def _rework(deployment: "TrainedDeployment", number: int, cell: int, reworked: R
         if not isinstance(taken.rule, Adaptation):
             raise ModelError(f"{panel.name}: a step of another kind is among those of Adam")
         pairs = [(job.x[:, inputs], job.dy[:, outputs]) for job in taken.jobs]
-        reworked.step(taken.rule, gradient_of(grid.kernel, _shape(panel, cell), pairs, column.groups))
+        reworked.step(taken.rule, gradient_of(grid.kernel, shape, pairs, column.groups))
         yield liar(taken.step)

@@ -1,7 +1,8 @@
 """The optimizers that there are: stochastic gradient descent and Adam, as in `torch.optim`."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
@@ -15,6 +16,23 @@ from awfulowl.owner.checkpoint import STEPS
 from awfulowl.owner.optimizer import Course, FleetOptimizer
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.verification.rounding import UNIT_ROUNDOFF
+
+
+@contextmanager
+def decayed(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let weights of groups with `decoupled_weight_decay` decay first, as in torch.optim.AdamW, and not within."""
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        if group["decoupled_weight_decay"] and group["weight_decay"]:
+            for one in group["params"]:
+                if one.grad is not None:
+                    one.mul_(1 - group["lr"] * group["weight_decay"])
+            group["weight_decay"] = 0.0
+    try:
+        yield
+    finally:
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
 
 
 class FleetSGD(FleetOptimizer, torch.optim.SGD):
@@ -43,19 +61,8 @@ class FleetSGD(FleetOptimizer, torch.optim.SGD):
         )
 
     def _step_here(self) -> None:
-        """Move what is kept; decoupled decay is done first, as torch.optim.AdamW does."""
-        decays = [group["weight_decay"] for group in self.param_groups]
-        for group in self.param_groups:
-            if group["decoupled_weight_decay"] and group["weight_decay"]:
-                for one in group["params"]:
-                    if one.grad is not None:
-                        one.mul_(1 - group["lr"] * group["weight_decay"])
-                group["weight_decay"] = 0.0
-        try:
+        with decayed(self):
             torch.optim.SGD.step(self)
-        finally:
-            for group, decay in zip(self.param_groups, decays, strict=True):
-                group["weight_decay"] = decay
 
 
 class FleetAdam(FleetOptimizer, torch.optim.Adam):

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from awfulowl.errors import InputError
 from awfulowl.models.data import Labelled
+from awfulowl.owner.descents import decayed
 from awfulowl.owner.optimizer import FleetOptimizer
 from awfulowl.recipes.recipe import Recipe
 from awfulowl.recipes.task import Batches, Task, evaluate, loss
@@ -39,43 +40,33 @@ Between = Callable[[Progress], bool]
 """Called between two steps; training goes on if it returns True."""
 
 
-class PlainSGD(torch.optim.SGD):
-    """`torch.optim.SGD` with what a fleet's has beside it: decoupled decay, and clipping by the global norm."""
-
-    def __init__(self, model: nn.Module, *, decoupled_weight_decay: bool = False, **options: Any) -> None:
-        super().__init__(model.parameters(), **options)
-        self._decoupled = decoupled_weight_decay
+class _Clipping(torch.optim.Optimizer):
+    """What a fleet's optimizers have beside PyTorch's: clipping by the global norm."""
 
     def clip_grad_norm_(self, max_norm: float) -> float:
         """Scale all gradients, so that together they are no longer than `max_norm`; return their length before."""
         own = [one for group in self.param_groups for one in group["params"]]
         return float(nn.utils.clip_grad_norm_(own, max_norm))
+
+
+class PlainSGD(_Clipping, torch.optim.SGD):
+    """`torch.optim.SGD` with what a fleet's has beside it: also decoupled decay."""
+
+    def __init__(self, model: nn.Module, *, decoupled_weight_decay: bool = False, **options: Any) -> None:
+        super().__init__(model.parameters(), **options)
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = decoupled_weight_decay
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step; decoupled decay comes first, as in `torch.optim.AdamW`."""
-        decays = [group["weight_decay"] for group in self.param_groups]
-        for group in self.param_groups:
-            if self._decoupled and group["weight_decay"]:
-                for one in group["params"]:
-                    if one.grad is not None:
-                        one.mul_(1 - group["lr"] * group["weight_decay"])
-                group["weight_decay"] = 0.0
-        try:
+        with decayed(self):
             found: float | None = super().step(closure)
-        finally:
-            for group, decay in zip(self.param_groups, decays, strict=True):
-                group["weight_decay"] = decay
-        return found
+            return found
 
 
-class PlainAdam(torch.optim.Adam):
-    """`torch.optim.Adam` with what a fleet's has beside it: clipping by the global norm."""
-
-    def clip_grad_norm_(self, max_norm: float) -> float:
-        """Scale all gradients, so that together they are no longer than `max_norm`; return their length before."""
-        own = [one for group in self.param_groups for one in group["params"]]
-        return float(nn.utils.clip_grad_norm_(own, max_norm))
+class PlainAdam(_Clipping, torch.optim.Adam):
+    """`torch.optim.Adam` with what a fleet's has beside it."""
 
 
 Optimizer = PlainSGD | PlainAdam | FleetOptimizer
