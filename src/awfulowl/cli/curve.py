@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from awfulowl.errors import InputError
-from awfulowl.recipes.saving import write_whole
+from awfulowl.files import write_whole
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw

@@ -1,7 +1,5 @@
 """What came of the commands of `owl job`, in numbers and in words."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +11,7 @@ from rich.text import Text
 from awfulowl.cli import tables
 from awfulowl.cli.figures import UNKNOWN, count, counted, percent, size
 from awfulowl.errors import InputError, ProofError
+from awfulowl.files import write_whole
 from awfulowl.jobs import certificate, challenge, proof, records, state
 from awfulowl.jobs.certificate import Certificate
 from awfulowl.jobs.challenge import Challenge
@@ -120,11 +119,7 @@ def write_file(path: Path, content: bytes) -> None:
         InputError: it cannot be written.
     """
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o644)
-            file.write(content)
-        Path(name).replace(path)
+        write_whole(path, content, 0o644)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -3,7 +3,6 @@
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -11,6 +10,7 @@ from typing import Final
 import msgspec
 
 from awfulowl.errors import InputError
+from awfulowl.files import write_whole
 
 _STANDARD_OUTPUT: Final = Path("-")
 
@@ -61,17 +61,7 @@ def _replace(target: Path, content: bytes) -> None:
         target.write_bytes(content)  # a device or a pipe: there is nothing to replace
         return
     mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    side = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-        side.replace(target)
-    finally:
-        side.unlink(missing_ok=True)
+    write_whole(target, content, mode)
 
 
 def _umask() -> int:

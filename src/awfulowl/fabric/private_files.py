@@ -5,21 +5,14 @@ import stat
 from pathlib import Path
 
 from awfulowl.errors import InputError
+from awfulowl.files import write_whole
 
 
 def write_private(path: Path, content: bytes) -> None:
     """Write `content` with mode 0600 beside `path` and rename it there: nobody ever sees half of it."""
-    side = path.with_name(f".{path.name}.{os.getpid()}")
-    side.unlink(missing_ok=True)
     try:
-        descriptor = os.open(side, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        side.replace(path)
+        write_whole(path, content)
     except OSError as error:
-        side.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 

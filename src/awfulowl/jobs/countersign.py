@@ -10,7 +10,6 @@ Files are opened without following links: the code inside may have put some ther
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +17,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from awfulowl.errors import ProofError
+from awfulowl.files import write_whole
 from awfulowl.jobs import signing
 from awfulowl.jobs.job import Job
 from awfulowl.jobs.keys import SIGNATURE_BYTES
@@ -28,6 +28,7 @@ BLANK: Final = bytes(SIGNATURE_BYTES)
 """What stands in the place of a signature that is still to be made."""
 
 _LENGTH_BYTES: Final = 4
+_FOR_ALL: Final = 0o644
 _HEAD_BYTES: Final = _LENGTH_BYTES + SIGNATURE_BYTES
 
 
@@ -96,7 +97,7 @@ def _sign_commitment(job: Job, head: bytes | None, path: Path, key: Ed25519Priva
     if found.body.job != job.digest.hex() or head is None or found.body.log != head.hex():
         raise ProofError(f"{path} closes another job or another log than the one beside it")
     if found.signature == BLANK.hex():
-        _replace(path, signing.sign(found.body, key))
+        write_whole(path, signing.sign(found.body, key), _FOR_ALL)
 
 
 def _open(path: Path, flags: int) -> int | None:
@@ -113,12 +114,3 @@ def _open(path: Path, flags: int) -> int | None:
         os.close(descriptor)
         raise ProofError(f"{path} is no plain file")
     return descriptor
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file under a name that nobody can have foreseen, and rename it to its place."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o644)
-        file.write(content)
-    Path(name).replace(path)

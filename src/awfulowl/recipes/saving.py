@@ -1,7 +1,6 @@
 """What a training leaves in its directory: the plan, checkpoints on the way, and the trained weights at the end."""
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -12,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from awfulowl.errors import CheckpointError, InputError
+from awfulowl.files import write_whole
 from awfulowl.owner.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 from awfulowl.recipes.loop import Progress
 from awfulowl.recipes.recipe import Recipe
@@ -83,24 +83,6 @@ class Home(msgspec.Struct, frozen=True):
             write_whole(self.model, save({name: tensor.contiguous() for name, tensor in state.items()}))
         except (OSError, SafetensorError) as error:
             raise InputError(f"{self.model} cannot be written: {error}") from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 beside its place, flush it, and put it there.
-
-    Raises:
-        OSError: it cannot be written; an older file is as it was.
-    """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    side = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        side.replace(path)
-    finally:
-        side.unlink(missing_ok=True)
 
 
 def extra_of(recipe: Recipe, data: str, progress: Progress) -> dict[str, Any]:

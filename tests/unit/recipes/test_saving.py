@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from awfulowl.errors import CheckpointError, InputError
+from awfulowl.files import write_whole
 from awfulowl.owner.checkpoint import VERSION, Facts, write_checkpoint
 from awfulowl.recipes.loop import Evaluation, Progress
 from awfulowl.recipes.recipe import BUILT_IN, Recipe, changed
-from awfulowl.recipes.saving import Extra, Home, extra_of, read, write_whole
+from awfulowl.recipes.saving import Extra, Home, extra_of, read
 
 RECIPE = BUILT_IN["digits"]
 

@@ -1,0 +1,33 @@
+"""Files that are there whole or not at all."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from awfulowl.files import write_whole
+
+
+def test_a_file_is_written_for_its_owner_unless_said_otherwise(tmp_path: Path) -> None:
+    write_whole(tmp_path / "one", b"whole")
+    write_whole(tmp_path / "two", b"whole", 0o644)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"one": 0o600, "two": 0o644}
+    assert (tmp_path / "two").read_bytes() == b"whole"
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"other")
+    (tmp_path / "file").symlink_to(tmp_path / "other")
+    write_whole(tmp_path / "file", b"new")
+    assert (tmp_path / "other").read_bytes() == b"other"
+    assert not (tmp_path / "file").is_symlink()
+
+
+def test_nothing_is_left_behind_where_it_cannot_be_put(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    with pytest.raises(OSError, match="folder"):
+        write_whole(tmp_path / "folder", b"content")
+    with pytest.raises(OSError, match="No such file"):
+        write_whole(tmp_path / "nowhere" / "file", b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
