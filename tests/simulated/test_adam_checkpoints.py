@@ -2,13 +2,13 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 
 import awfulowl as owl
 from awfulowl.device.lies import Misstep
@@ -17,31 +17,18 @@ from awfulowl.owner.checkpoint import Checkpoint
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.policy import Policy
 from awfulowl.placement.options import Options
-from awfulowl.placement.plan import Plan
 from awfulowl.placement.request import plan_model
 from awfulowl.randomness import Entropy
 from tests.simulated.memory_fleet import MemoryFleet, still_fleet
 from tests.simulated.test_adam_churn import adam, all_honest, leave_when_asked
 from tests.simulated.test_training_checkpoints import Run, dropped, train
+from tests.simulated.test_training_checkpoints import prepared as any_prepared
 from tests.simulated.training import REPLICAS, SMALL, image_model, perceptron, training
 
 PARTS = ("weight", "lost", "momentum", "square")
 
 
-def prepared(fleet: MemoryFleet, plan: Plan, found: Checkpoint | None, **settings: Any) -> tuple[Any, Any, OneCycleLR]:
-    """Scatter a model with dropout and batch norm, from a checkpoint if there is one."""
-    model = dropped()
-    if found is not None:  # of a resumed model nothing but its kind counts
-        for tensor in model.state_dict().values():
-            tensor.zero_()
-    scattered = fleet.scatter(model, plan, train=True, checkpoint=found)
-    optimizer = fleet.optimizer(scattered, lr=0.01, algorithm="adam", **settings)
-    scheduler = OneCycleLR(optimizer, 0.03, total_steps=20)
-    if found is not None:
-        optimizer.load(found)
-        scheduler.load_state_dict(found.extra["scheduler"])
-        found.restore_random_state()
-    return scattered, optimizer, scheduler
+prepared = partial(any_prepared, lr=0.01, most=0.03, algorithm="adam")
 
 
 @pytest.mark.parametrize(

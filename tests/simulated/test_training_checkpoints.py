@@ -55,16 +55,16 @@ def train(
 
 
 def prepared(
-    fleet: MemoryFleet, plan: Plan, found: Checkpoint | None, **settings: Any
+    fleet: MemoryFleet, plan: Plan, found: Checkpoint | None, *, lr: float = 0.1, most: float = 0.3, **settings: Any
 ) -> tuple[nn.Module, FleetOptimizer, OneCycleLR]:
-    """Scatter the model, from a checkpoint if there is one."""
+    """Scatter the model with dropout and batch norm, from a checkpoint if there is one."""
     model = dropped()
     if found is not None:  # of a resumed model nothing but its kind counts
         for tensor in model.state_dict().values():
             tensor.zero_()
     scattered = fleet.scatter(model, plan, train=True, checkpoint=found)
-    optimizer = fleet.optimizer(scattered, lr=0.1, **settings)
-    scheduler = OneCycleLR(optimizer, 0.3, total_steps=20)
+    optimizer = fleet.optimizer(scattered, lr=lr, **settings)
+    scheduler = OneCycleLR(optimizer, most, total_steps=20)
     if found is not None:
         optimizer.load(found)
         scheduler.load_state_dict(found.extra["scheduler"])
