@@ -1,7 +1,7 @@
 """What a batch costs on the fleet, against plain PyTorch on the same cores and against the best that is possible.
 
     python benchmarks/serving.py [--quick] [--json FILE] [--models mlp vgg16 transformer] [--devices 2 4]
-                                 [--modes float32 int8 int16 inputs:2 inputs:3 replicated]
+                                 [--modes float32 int8 int16 inputs:2 inputs:3 replicated] [--accelerator cpu]
 
 The best possible is a cost model: plain time + bytes / bandwidth of the fabric + trips x its round trip, all measured
 in this run, on the same cores, the fabric before and after each model. `ratio` is the measured time over it, with
@@ -200,9 +200,10 @@ class Measured(NamedTuple):
         )
 
 
-def measure(name: str, case: Case, mode: Mode, devices: int, rounds: int) -> Measured:
+def measure(name: str, case: Case, mode: Mode, devices: int, rounds: int, accelerator: str) -> Measured:
     model, x = case.model.eval(), case.x
-    with owl.local_fleet(devices=mode.domains(devices)) as fleet, torch.inference_mode():
+    domains = mode.domains(devices)
+    with owl.local_fleet(devices=domains, accelerator=accelerator) as fleet, torch.inference_mode():
         plan = owl.plan(model, x[:1], devices=fleet, replicas=1, arithmetic=mode.arithmetic, sharing=mode.sharing)
         scattered = fleet.scatter(model, plan)
         answer = scattered(x)
@@ -299,6 +300,7 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", type=int, default=None)
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=None)
     parser.add_argument("--rounds", type=int, default=None)
+    parser.add_argument("--accelerator", default="cpu", help="where devices multiply: cpu, cuda; plain stays here")
     options = parser.parse_args()
     torch.manual_seed(0)
     models = options.models or (["mlp"] if options.quick else list(cases()))
@@ -308,7 +310,9 @@ def main() -> None:
         case = cases()[name]()
         rounds = options.rounds or (5 if options.quick else 60 if name == "mlp" else 12)
         modes = [MODES[mode] for mode in options.modes or (["float32", "int8"] if options.quick else MODES)]
-        measured = [measure(name, case, mode, n, rounds) for mode in modes for n in mode.numbers(numbers)]
+        measured = [
+            measure(name, case, mode, n, rounds, options.accelerator) for mode in modes for n in mode.numbers(numbers)
+        ]
         networks.append(fabric(quick=options.quick))
         network = Network(*(statistics.mean(pair) for pair in zip(*networks[-2:], strict=True)))
         print(f"fabric: {network.bytes_per_s / 1e6:.0f} MB/s, round trip {1e3 * network.trip_s:.2f} ms", flush=True)

@@ -21,7 +21,7 @@ from awfulowl.veil.base import SharedInputs
 from awfulowl.veil.shares import sharing_of
 from tests.answers import require_equal
 from tests.contract.adapters.cases import CASES, Case
-from tests.simulated.memory_fleet import MemoryFleet, memory_fleet
+from tests.simulated.memory_fleet import ACCELERATORS, MemoryFleet, memory_fleet
 from tests.simulated.world import World, simulate
 
 PARTIES = {f"d{number}": "abc"[number % 3] for number in range(1, 7)}
@@ -39,9 +39,9 @@ some = settings(
 few = settings(some, max_examples=4)
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[MemoryFleet]:
-    with memory_fleet(PARTIES) as opened:
+@pytest.fixture(scope="module", params=ACCELERATORS)
+def fleet(request: pytest.FixtureRequest) -> Iterator[MemoryFleet]:
+    with memory_fleet(PARTIES, accelerator=request.param) as opened:
         yield opened
 
 

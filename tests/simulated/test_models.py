@@ -17,12 +17,12 @@ from awfulowl.errors import ClosedError, ModelError, PlanError, ScatteredError
 from awfulowl.placement.options import Options, Shape
 from awfulowl.placement.request import plan_model
 from awfulowl.placement.survey import call_with
-from tests.simulated.memory_fleet import MemoryFleet, memory_fleet
+from tests.simulated.memory_fleet import ACCELERATORS, MemoryFleet, memory_fleet
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[MemoryFleet]:
-    with memory_fleet(3) as opened:
+@pytest.fixture(scope="module", params=ACCELERATORS)
+def fleet(request: pytest.FixtureRequest) -> Iterator[MemoryFleet]:
+    with memory_fleet(3, accelerator=request.param) as opened:
         yield opened
 
 

@@ -20,7 +20,7 @@ from awfulowl.blocks.adapters import scatterable
 from awfulowl.blocks.kernels import Dense
 from awfulowl.placement.request import plan_model
 from tests.contract.adapters.cases import CASES, ROUNDOFF, Example, convolutions, gamma
-from tests.simulated.memory_fleet import MemoryFleet, still_fleet
+from tests.simulated.memory_fleet import ACCELERATORS, MemoryFleet, still_fleet
 from tests.simulated.training import SMALL
 
 some = settings(
@@ -59,9 +59,9 @@ class Gradients(NamedTuple):
     """Numbers in the output."""
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[MemoryFleet]:
-    with still_fleet(2) as opened:
+@pytest.fixture(scope="module", params=ACCELERATORS)
+def fleet(request: pytest.FixtureRequest) -> Iterator[MemoryFleet]:
+    with still_fleet(2, accelerator=request.param) as opened:
         yield opened
 
 

@@ -31,6 +31,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     sealed: bool
     memory_bytes: int
     threads: int
+    accelerator: str
 
 
 def serve(url: str, identity: Identity, owner: Enrolment | None, offer: Offer, console: Console, *, once: bool) -> None:

@@ -39,7 +39,7 @@ def main() -> int:
     join = next(commands, None)
     if not isinstance(join, Join):
         return 0
-    offer = Offer(memory_bytes=options.memory_bytes, threads=options.threads)
+    offer = Offer(memory_bytes=options.memory_bytes, threads=options.threads, accelerator=options.accelerator)
     fabric = NatsFabric(join.url, identity)
     with asyncio.Runner(loop_factory=new_event_loop) as runner, ThreadPoolExecutor(1) as executor:
         worker = Worker(options.name, fabric, offer, executor=executor)
@@ -57,6 +57,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--identity", type=Path, required=True, help="key file, made when it is not there")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory-bytes", type=int, default=4 << 30)
+    parser.add_argument("--accelerator", default="cpu")
     return parser.parse_args()
 
 

@@ -13,8 +13,10 @@ from typing import IO, NamedTuple, TypeVar
 
 import msgspec
 
+from awfulowl.device.accelerator import check_accelerator
 from awfulowl.device.control import Command, Corrupt, Delay, Join, Report, Stray, Told
 from awfulowl.device.lies import KINDS, STEP_KINDS, Kind, StepKind
+from awfulowl.device.worker import Offer
 from awfulowl.errors import InputError, UnavailableError
 from awfulowl.fabric.base import OWNER
 from awfulowl.fabric.broker import Broker
@@ -47,17 +49,18 @@ class Lies(NamedTuple):
 class DeviceProcess:
     """One device process, and the pipes to command it."""
 
-    def __init__(self, name: str, folder: Path, threads: int, memory_bytes: int) -> None:
+    def __init__(self, name: str, folder: Path, offer: Offer) -> None:
         self.name = name
         arguments = [sys.executable, "-m", "awfulowl.device", "--name", name]
         arguments += ["--identity", str(folder / f"{name}.json")]
-        arguments += ["--threads", str(threads), "--memory-bytes", str(memory_bytes)]
+        arguments += ["--threads", str(offer.threads), "--memory-bytes", str(offer.memory_bytes)]
+        arguments += ["--accelerator", offer.accelerator]
         # A session of its own keeps the terminal's Ctrl-C from it: the fleet says goodbye, then its input ends.
         self._process = subprocess.Popen(
             arguments,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_environment(threads),
+            env=_environment(offer.threads),
             start_new_session=True,
         )
 
@@ -133,10 +136,9 @@ def _environment(threads: int) -> dict[str, str]:
 class LocalFleet(Fleet):
     """A fleet whose devices are processes on this machine: for development, demonstrations and tests."""
 
-    def __init__(self, devices: Sequence[Device], threads: int, memory_bytes: int, policy: Policy | None) -> None:
+    def __init__(self, devices: Sequence[Device], offer: Offer, policy: Policy | None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="awfulowl-"))
-        self._threads = threads
-        self._memory_bytes = memory_bytes
+        self._offer = offer
         self._broker: Broker | None = None
         loop = LoopThread()
         self._processes: dict[str, DeviceProcess] = {}
@@ -170,7 +172,7 @@ class LocalFleet(Fleet):
             self._processes[name] = self._start(name)
 
     def _start(self, name: str) -> DeviceProcess:
-        return DeviceProcess(name, self._folder, self._threads, self._memory_bytes)
+        return DeviceProcess(name, self._folder, self._offer)
 
     def kill(self, name: str) -> None:
         """Kill a device's process."""
@@ -266,6 +268,7 @@ def local_fleet(
     *,
     threads: int = 1,
     memory_bytes: int = 4 * GIB,
+    accelerator: str = "cpu",
     policy: Policy | None = None,
 ) -> LocalFleet:
     """Start the embedded broker and device processes on this machine; use it as a context manager.
@@ -274,10 +277,14 @@ def local_fleet(
         devices: how many, their names, or a mapping of names to the domains that they play.
         threads: of each device.
         memory_bytes: of weights that each device accepts.
+        accelerator: where devices hold blocks and multiply, as PyTorch names it: cpu, cuda, cuda:1.
         policy: times and sizes, where the standard ones do not fit.
 
     Raises:
         BrokerError: the broker is missing, not the one that we know, or cannot start.
+        InputError: PyTorch has no such accelerator here.
         UnavailableError: a device process does not start.
     """
-    return LocalFleet(name_devices(devices), threads, memory_bytes, policy)
+    check_accelerator(accelerator)
+    offer = Offer(threads=threads, memory_bytes=memory_bytes, accelerator=accelerator)
+    return LocalFleet(name_devices(devices), offer, policy)
