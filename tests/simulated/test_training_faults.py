@@ -137,7 +137,7 @@ class TestNobodyLeft:
 
     def test_when_the_rules_allow_nobody(self) -> None:
         options = Options(block=(4, 2), replicas=1, share=0.5, domain_share=1.0)
-        with training(3, Policy(repair_after_s=1, request_timeout_s=30), options=options) as pair:
+        with training(3, Policy(repair_after_s=1, return_s=20, request_timeout_s=60), options=options) as pair:
             pair.step(2)
             before = pair.scattered.state_dict()["0.bias"].clone()
             pair.fleet.kill("d1")
@@ -148,6 +148,20 @@ class TestNobodyLeft:
                 pair.scattered(torch.zeros(1, 12))
             assert torch.equal(pair.scattered.state_dict()["0.bias"], before)
             assert pair.fleet.statistics["kept"] == 0
+
+    def test_a_device_that_is_back_in_time_is_waited_for(self) -> None:
+        """Longer than a replica is missed: a busy machine is silent for some seconds, and a training is dear."""
+        options = Options(block=(4, 2), replicas=1, share=0.5, domain_share=1.0)
+        with training(3, Policy(repair_after_s=1, return_s=20, request_timeout_s=60), options=options) as pair:
+            pair.step(2)
+            for name in ("d1", "d2"):
+                pair.fleet.kill(name)
+            pair.fleet.wait(5)
+            for name in ("d1", "d2"):
+                pair.fleet.start_later(name, 10)
+            pair.step(2)
+            pair.agree()
+            assert pair.fleet.statistics["replayed"] > 0
 
     @pytest.mark.parametrize("at", ["forward", "backward"])
     def test_when_all_are_gone(self, at: str) -> None:

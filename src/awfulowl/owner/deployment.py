@@ -133,7 +133,7 @@ class Deployment(Holdings):
             holders = holders or self.holders(key)
             if holders:
                 return holders
-            if self._alive() and not self._may_return(key):
+            if self._alive() and not self._may_return(key, self._patience_s):
                 self.keep(key[0])
             else:
                 await self._wait_for_devices()
@@ -175,11 +175,15 @@ class Deployment(Holdings):
             return False
         return True
 
-    def _may_return(self, key: CellKey) -> bool:
+    @property
+    def _patience_s(self) -> float:
+        """How long a device may be gone whose blocks nobody else may hold, before `keep`."""
+        policy = self.engine.policy
+        return max(policy.repair_after_s, policy.return_s) if self.waits else policy.repair_after_s
+
+    def _may_return(self, key: CellKey, within_s: float) -> bool:
         """Say whether a holder of this cell is absent for so short that it may come back."""
-        return any(
-            self.engine.absent_s(name) < self.engine.policy.repair_after_s for name in self.assignment.ever(*key)
-        )
+        return any(self.engine.absent_s(name) < within_s for name in self.assignment.ever(*key))
 
     def keep(self, number: int) -> None:
         """Take a panel back: the owner multiplies itself from now on."""
@@ -194,10 +198,14 @@ class Deployment(Holdings):
 
     async def _repair_later(self) -> None:
         """After a while, give the cells of devices that stay away to others, so that replicas are whole again."""
-        await asyncio.sleep(self.engine.policy.repair_after_s)
+        after_s = self.engine.policy.repair_after_s
+        await asyncio.sleep(after_s)
         for key in self.ready_on:
-            if key[0] not in self.kept and len(self.holders(key)) < self.replicas and not self._may_return(key):
+            whole = key[0] in self.kept or len(self.holders(key)) >= self.replicas
+            if not whole and not self._may_return(key, after_s):
                 await self._replace(key)
+        self.engine.changed()
+        await asyncio.sleep(self._patience_s - after_s)
         self.engine.changed()
 
     # Arithmetic at the owner
