@@ -12,6 +12,7 @@ probability of at least 1 - (1 - φ)^m, m of them being rebuilt. What is not pro
 """
 
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -37,6 +38,9 @@ Get = Callable[["TrainedDeployment", int, tuple[int, int], str], Awaitable[list[
 
 _LARGE: Final = 2.0**63
 """Of a weight: not even honest ones are questioned below."""
+
+_CHANCES: Final = 2
+"""Of a device to answer when a panel is fetched."""
 
 _AGAIN_AND_AGAIN: Final = "devices keep giving blocks that are not what they should be; see fleet.events"
 
@@ -138,15 +142,21 @@ def _blame(deployment: "TrainedDeployment", number: int, device: str) -> None:
 
 
 async def _fetch(deployment: "TrainedDeployment", number: int, get: Get, parts: int | None = None) -> list[Tensor]:
-    """Fetch all cells of a panel, again and again until nobody lied and nobody left meanwhile."""
+    """Fetch all cells of a panel, again and again until nobody lied and nobody left meanwhile.
+
+    Whoever fails to answer twice is passed over, so that its blocks are rebuilt elsewhere: it may never do better.
+    """
     name = deployment.panels[number].name
+    failures: Counter[str] = Counter()
 
     async def one(cell: int, matrix: int) -> list[Tensor]:
-        ((device, _),) = await deployment.route(number, [cell], frozenset())
+        avoid = frozenset(device for device, count in failures.items() if count >= _CHANCES)
+        ((device, _),) = await deployment.route(number, [cell], avoid)
         try:
             found = await get(deployment, number, (cell, matrix), device)
         except PeerError as error:
             deployment.engine.note("failover", device, str(error))
+            failures[device] += 1
             raise _UnsettledError from error
         if found is not None:
             return found
