@@ -1,6 +1,6 @@
 """Train scattered and plain from the same seeds: do they go the same way, and end in the same place?
 
-    python benchmarks/training_curves.py [--json FILE] [--recipes digits cifar10 text] [--cifar PATH] [--text PATH]
+    python benchmarks/training_curves.py [--json FILE] [--recipes digits cifar10 text FILE] [--cifar PATH] [--text PATH]
                                          [--seeds 0 1 2] [--devices 2] [--accelerator cpu] [--faults] [--steps N]
                                          [--at-once 1]
 
@@ -136,7 +136,7 @@ def deaths(fleet: LocalFleet, names: list[str], between: Callable[[Progress], bo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", metavar="FILE", help="write the results there")
-    parser.add_argument("--recipes", nargs="+", choices=["digits", "cifar10", "text"], default=["digits"])
+    parser.add_argument("--recipes", nargs="+", default=["digits"], help="digits, cifar10, text, or TOML files")
     parser.add_argument("--cifar", metavar="PATH", help="CIFAR-10, an archive or its folder")
     parser.add_argument("--text", metavar="PATH", help="any text")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -153,8 +153,9 @@ def main() -> None:
     with ProcessPoolExecutor(options.at_once, mp_context=multiprocessing.get_context("spawn")) as pool:
         begun: list[tuple[Recipe, list[Future[Outcome]]]] = []
         for name, seed in itertools.product(options.recipes, options.seeds):
-            path = {"cifar10": options.cifar, "text": options.text}.get(name)
-            recipe = changed(find_recipe(name), path=path, steps=options.steps, seed=seed, checkpoint_every=0)
+            read = find_recipe(name)
+            path = {"cifar10": options.cifar, "text": options.text}.get(read.data)
+            recipe = changed(read, path=path, steps=options.steps, seed=seed, checkpoint_every=0)
             begun.append((recipe, [pool.submit(Training.run, training) for training in trainings(recipe, options)]))
         for recipe, three in begun:
             rows.append(row(recipe, options.faults, *(training.result() for training in three)))
