@@ -12,6 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+
+import awfulowl as owl
 
 pytestmark = pytest.mark.usefixtures("needs_broker")
 
@@ -223,6 +226,11 @@ def test_a_fleet_by_hand(start: Start, tmp_path: Path) -> None:
     code, _, err = second.end()
     assert code == 1
     assert err.startswith(f"error: port {url.rpartition(':')[2]} is in use")
+    model, example = torch.nn.Linear(8, 4), torch.randn(3, 8)
+    enrolled = [str(folder / "d1.json"), folder / "d2.json"]
+    with owl.connect(url, identity=str(folder / "owner.key"), devices=enrolled) as fleet:
+        scattered = fleet.scatter(model, owl.plan(model, example, devices=fleet.devices))
+        torch.testing.assert_close(scattered(example), model(example))
     for process in (*devices, broker):
         assert process.running
         process.children()

@@ -22,13 +22,13 @@ class ConnectedFleet(Fleet):
     peers: dict[str, bytes] | None = None
     """The keys that frames of each device are sealed with, where they are: the fabric looks here."""
 
-    def enrol(self, device: Enrolment | Path, domain: str = UNKNOWN) -> None:
+    def enrol(self, device: Enrolment | Path | str, domain: str = UNKNOWN) -> None:
         """Let one more device take part; whoever runs the broker has to let it in as well.
 
         Raises:
             InputError: the enrolment is not usable, or its name is known with another key or in another domain.
         """
-        enrolled = read_enrolment(device) if isinstance(device, Path) else device
+        enrolled = _enrolment(device)
         key = enrolled.seal_public
         if self.peers is not None and self.peers.setdefault(enrolled.name, key) != key:
             raise InputError(f"{enrolled.name!r} is known with another key; give the device another name")
@@ -38,8 +38,8 @@ class ConnectedFleet(Fleet):
 def connect(
     url: str,
     *,
-    identity: Identity | Path,
-    devices: Sequence[Enrolment | Path],
+    identity: Identity | Path | str,
+    devices: Sequence[Enrolment | Path | str],
     domains: Mapping[str, str] | None = None,
     sealed: bool = True,
     policy: Policy | None = None,
@@ -59,8 +59,8 @@ def connect(
         InputError: an address, a key file or an enrolment is not usable.
         BrokerError: the broker is not there, or does not let the owner in.
     """
-    keys = Identity.load(identity) if isinstance(identity, Path) else identity
-    enrolled = [read_enrolment(device) if isinstance(device, Path) else device for device in devices]
+    keys = identity if isinstance(identity, Identity) else Identity.load(Path(identity))
+    enrolled = [_enrolment(device) for device in devices]
     known = domains or {}
     strangers = known.keys() - {device.name for device in enrolled}
     if strangers:
@@ -73,6 +73,10 @@ def connect(
     fleet = ConnectedFleet(SealedFabric(open_fabric, keys, peers), members, policy=policy)
     fleet.peers = peers
     return fleet
+
+
+def _enrolment(device: Enrolment | Path | str) -> Enrolment:
+    return device if isinstance(device, Enrolment) else read_enrolment(Path(device))
 
 
 def read_enrolment(path: Path) -> Enrolment:

@@ -250,7 +250,7 @@ class Fleet:
         self,
         scattered: nn.Module,
         optimizer: FleetOptimizer,
-        directory: Path,
+        directory: Path | str,
         *,
         extra: Mapping[str, Any] | None = None,
         keep: int = 2,
@@ -286,8 +286,8 @@ class Fleet:
         now = moment(scattered, optimizer, self.plan_of(scattered), frozen, extra or {})
 
         async def work() -> Path:
-            path = await save(deployment, parts, now, directory, timeout_s)
-            prune_checkpoints(directory, keep)
+            path = await save(deployment, parts, now, Path(directory), timeout_s)
+            prune_checkpoints(Path(directory), keep)
             return path
 
         self._saving[scattered] = self._loop.submit(work())

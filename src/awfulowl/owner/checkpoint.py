@@ -142,12 +142,13 @@ def newest_checkpoint(directory: Path) -> Path | None:
     return next(reversed(_found(directory)), None)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path | str) -> Checkpoint:
     """Return a checkpoint; `path` is its own or that of the directory that it is the newest in.
 
     Raises:
         CheckpointError: it is none, incomplete, damaged, or of another version.
     """
+    path = Path(path)
     if not (path / FACTS).exists():
         path = newest_checkpoint(path) or path
     try:
