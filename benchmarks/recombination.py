@@ -40,19 +40,19 @@ from awfulowl.lab.attacks.genetic import Genetic, GeneticSegments
 from awfulowl.lab.attacks.guided_swaps import GuidedSwaps
 from awfulowl.lab.attacks.jigsaw import joined
 from awfulowl.lab.attacks.surrogate import NORMS_WEIGHT
-from awfulowl.lab.breeding import Breeding
-from awfulowl.lab.copies import train_copied
-from awfulowl.lab.data import Split, read_split
-from awfulowl.lab.drawing import Cut, draw
-from awfulowl.lab.incremental import Incremental
-from awfulowl.lab.loot import Scene, Truth, assemble
-from awfulowl.lab.placing import Places, assign_flops, place, product_flops, products, standardise
-from awfulowl.lab.profiles import add_standardised, at_places, profile_tables
-from awfulowl.lab.sites import Site, look, make_site
-from awfulowl.lab.surrogates import Retraining, retrain
-from awfulowl.lab.swapping import random_filling, random_swaps, some_images
-from awfulowl.lab.threat import ThreatModel
-from awfulowl.lab.victims import KINDS, Victim, train_victim
+from awfulowl.lab.positions.breeding import Breeding
+from awfulowl.lab.positions.incremental import Incremental
+from awfulowl.lab.positions.profiles import add_standardised, at_places, profile_tables
+from awfulowl.lab.positions.swapping import random_filling, random_swaps, some_images
+from awfulowl.lab.scenes.drawing import Cut, draw
+from awfulowl.lab.scenes.loot import Scene, Truth, assemble
+from awfulowl.lab.scenes.threat import ThreatModel
+from awfulowl.lab.sites.placing import Places, assign_flops, place, product_flops, products, standardise
+from awfulowl.lab.sites.site import Site, look, make_site
+from awfulowl.lab.sites.surrogates import Retraining, retrain
+from awfulowl.lab.victims.copies import train_copied
+from awfulowl.lab.victims.data import Split, read_split
+from awfulowl.lab.victims.kinds import KINDS, Victim, train_victim
 from awfulowl.models.seeding import seeded
 from awfulowl.randomness import Entropy
 from awfulowl.results import Result

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from awfulowl.lab.attacks.reassembly import reassemble
-from awfulowl.lab.attacks.symmetry import find_symmetry
-from awfulowl.lab.attacks.weight_matching import draw_permutations, match, permute
-from awfulowl.lab.puzzle import BLOCKS, STEPS, WIDTH, drop, train_residual
+from awfulowl.lab.shuffled.puzzle import BLOCKS, STEPS, WIDTH, drop, train_residual
+from awfulowl.lab.shuffled.reassembly import reassemble
+from awfulowl.lab.shuffled.symmetry import find_symmetry
+from awfulowl.lab.shuffled.weight_matching import draw_permutations, match, permute
 from awfulowl.models.seeding import seeded
 from awfulowl.randomness import Entropy
 

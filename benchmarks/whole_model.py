@@ -5,7 +5,8 @@
 cut: a share of .3 of a whole network, scattered blocks against whole columns on 20 devices, with the floors and a
 foreign network through the same pipeline; wants CIFAR-10 (without --cifar: digits). layer: least squares on the seen
 inputs and outputs of one convolution, against the number of queries and the share that is seen. granularity: how often
-one right block shows, and what the cheapest attack costs, by the size of blocks.
+one right block shows, and what the cheapest attack costs, by the size of blocks. shapes: what coalitions
+see of the network, by the shape of the plan; nothing is trained.
 
 Victims are trained once and kept in the user's cache.
 """
@@ -25,23 +26,25 @@ from torch import Tensor
 from awfulowl.costs import TRAINING, Ledger
 from awfulowl.lab.attacks.base import Attack, Outcome
 from awfulowl.lab.attacks.class_means import ClassMeans
-from awfulowl.lab.attacks.hints import Hinting
-from awfulowl.lab.attacks.least_squares import cosines, solve, unexplained
 from awfulowl.lab.attacks.norms import Norms
 from awfulowl.lab.attacks.surrogate import SurrogateWithNorms
 from awfulowl.lab.attacks.whole_model import Hints, HintsAndBlocks
-from awfulowl.lab.data import Split, cache_folder, read_split
-from awfulowl.lab.drawing import Cut, attackable, draw, largest_layer
-from awfulowl.lab.floors import Distilled, MissingLayers
-from awfulowl.lab.granularity import Attempt, detectability, printed_threshold, sound_threshold
-from awfulowl.lab.loot import Scene, Service, Truth, seen_share
-from awfulowl.lab.threat import ThreatModel
-from awfulowl.lab.victims import KINDS, Victim, train_victim
+from awfulowl.lab.scenes.drawing import Cut, attackable, draw, largest_layer
+from awfulowl.lab.scenes.loot import Scene, Service, Truth, seen_share
+from awfulowl.lab.scenes.threat import ThreatModel
+from awfulowl.lab.traffic.equations import cosines, solve, unexplained
+from awfulowl.lab.traffic.hints import Hinting
+from awfulowl.lab.victims.data import Split, cache_folder, read_split
+from awfulowl.lab.victims.kinds import KINDS, Victim, train_victim
+from awfulowl.lab.yardsticks.floors import Distilled, MissingLayers
+from awfulowl.lab.yardsticks.granularity import Attempt, detectability, printed_threshold, sound_threshold
+from awfulowl.lab.yardsticks.seen import compare_shapes
 from awfulowl.models.data import Labelled
 from awfulowl.placement.ledger import Device
 from awfulowl.placement.options import Options
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.request import plan_model
+from awfulowl.placement.survey import survey
 from awfulowl.randomness import Entropy
 
 SHARE = 0.3
@@ -97,15 +100,15 @@ def cut_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     blind = Hinting(weight=0.0, forced=0.0)
     floor: list[tuple[str, str, Attack, bool]] = [
         ("scattered", "F2", Distilled(mirrored=mirrored), False),
-        ("scattered", "F2, student's pipeline", Hints(hinting=blind, mirrored=mirrored), False),
+        ("scattered", "F2-student", Hints(hinting=blind, mirrored=mirrored), False),
     ]
     attacks: list[tuple[str, str, Attack, bool]] = [
         *floor,
         ("scattered", "hints", Hints(mirrored=mirrored), False),
-        ("scattered", "hints and blocks", HintsAndBlocks(mirrored=mirrored), False),
+        ("scattered", "hints-and-blocks", HintsAndBlocks(mirrored=mirrored), False),
         ("columns", "hints", Hints(mirrored=mirrored), False),
-        ("columns", "hints and blocks", HintsAndBlocks(mirrored=mirrored), False),
-        ("scattered", "hints of a foreign network", Hints(mirrored=mirrored), True),
+        ("columns", "hints-and-blocks", HintsAndBlocks(mirrored=mirrored), False),
+        ("scattered", "hints-foreign", Hints(mirrored=mirrored), True),
     ]
     for shape, name, attack, control in attacks:
         if options.attacks and name not in options.attacks:
@@ -257,7 +260,17 @@ def granularity_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"part": "granularity", "holds": sound.holds, "floor flops": floor, "cheapest": cheapest}
 
 
+def shape_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield for each shape and number of replicas what coalitions see of the network; nothing is trained."""
+    kind, shape = (KINDS["cifar"], (3, 32, 32)) if not options.quick else (KINDS["digits"], (1, 8, 8))
+    layers = survey(kind.build(0).eval(), torch.zeros(1, *shape)).layers
+    devices = [Device(f"d{number}") for number in range(DEVICES)]
+    for row in compare_shapes(layers, devices, block=BLOCK, seed=options.seeds[0]):
+        yield {"part": "shapes", **row._asdict()}
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[dict[str, Any]]]] = {
+    "shapes": shape_rows,
     "layer": layer_rows,
     "granularity": granularity_rows,
     "cut": cut_rows,

@@ -9,9 +9,9 @@ import torch
 
 from awfulowl.costs import Ledger
 from awfulowl.lab.attacks.base import Attack, Recovery
-from awfulowl.lab.loot import Scene
-from awfulowl.lab.placing import Places, place
-from awfulowl.lab.tail import Tail
+from awfulowl.lab.scenes.loot import Scene
+from awfulowl.lab.sites.placing import Places, place
+from awfulowl.lab.victims.tail import Tail
 from awfulowl.randomness import Entropy
 
 

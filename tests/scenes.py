@@ -5,12 +5,12 @@ from functools import cache
 import torch
 from torch import nn
 
-from awfulowl.lab.data import Split, read_split
-from awfulowl.lab.drawing import Cut, draw
-from awfulowl.lab.fitting import Schedule
-from awfulowl.lab.loot import Scene, Truth
-from awfulowl.lab.threat import ThreatModel, make_threat
-from awfulowl.lab.victims import Kind, Victim, train_victim
+from awfulowl.lab.scenes.drawing import Cut, draw
+from awfulowl.lab.scenes.loot import Scene, Truth
+from awfulowl.lab.scenes.threat import ThreatModel, make_threat
+from awfulowl.lab.victims.data import Split, read_split
+from awfulowl.lab.victims.fitting import Schedule
+from awfulowl.lab.victims.kinds import Kind, Victim, train_victim
 from awfulowl.models.seeding import seeded
 
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 from awfulowl.blocks.grid import Grid, make_grid
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel
 from awfulowl.costs import Ledger
-from awfulowl.lab.loot import Spoils, cut_blocks, positions
-from awfulowl.lab.placing import Places
-from awfulowl.lab.sites import Site, look
+from awfulowl.lab.scenes.loot import Spoils, cut_blocks, positions
+from awfulowl.lab.sites.placing import Places
+from awfulowl.lab.sites.site import Site, look
 from awfulowl.models.data import Labelled
 from awfulowl.models.seeding import seeded
 

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from awfulowl.owner.checkpoint import read_checkpoint
     from awfulowl.placement.request import plan
 
-    # Its types are in awfulowl.lab.audit; an import here would make everything that imports the package import the lab.
+    # Its types are in awfulowl.lab.audit.running; an import here would make everything that imports the package
+    # import the lab.
     audit: Callable[..., Any]
 
 __version__: Final = "0.1.0"
 
 _HOMES: Final = {
-    "audit": "awfulowl.lab.audit",
+    "audit": "awfulowl.lab.audit.running",
     "connect": "awfulowl.fleet.connect",
     "local_fleet": "awfulowl.fleet.local",
     "plan": "awfulowl.placement.request",

@@ -9,8 +9,8 @@ from awfulowl.costs import Ledger
 from awfulowl.errors import InputError
 from awfulowl.lab.attacks.base import Attack, Outcome
 from awfulowl.lab.attacks.catalogue import ATTACKS, catalogue, find_attacks
-from awfulowl.lab.loot import Scene, Truth
-from awfulowl.lab.threat import changed
+from awfulowl.lab.scenes.loot import Scene, Truth
+from awfulowl.lab.scenes.threat import changed
 from awfulowl.models.data import Labelled
 from tests.scenes import tiny_scene, whole_scene
 
@@ -81,7 +81,7 @@ def test_the_test_images_guide_nothing(attack: Attack) -> None:
     scene, truth = scene_for(attack)
     other = Truth(
         positions=truth.positions,
-        victim=truth.victim,
+        answers=truth.answers,
         validation=truth.validation,
         test=Labelled(truth.test.inputs[:5], truth.test.labels[:5]),
         seed=truth.seed,
@@ -115,6 +115,8 @@ def test_it_has_a_name_and_a_rung(attack: Attack) -> None:
     assert ATTACKS[attack.name] is attack
     assert attack.rung[0] in "PS"
     assert type(attack).__doc__
+    assert attack.name == attack.name.lower()
+    assert not set(attack.name) & set(" \t'\"/:")  # one word on a command line
 
 
 def test_the_catalogue_refuses_duplicates() -> None:
@@ -125,5 +127,5 @@ def test_the_catalogue_refuses_duplicates() -> None:
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     assert [attack.name for attack in find_attacks(["random"])] == ["random"]
-    with pytest.raises(InputError, match="no attack 'randon'; there are random"):
+    with pytest.raises(InputError, match=r"no attack 'randon'; did you mean 'random'\? There are random, norms"):
         find_attacks(["randon"])

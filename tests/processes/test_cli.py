@@ -227,7 +227,7 @@ def test_a_fleet_by_hand(start: Start, tmp_path: Path) -> None:
     assert code == 1
     assert err.startswith(f"error: port {url.rpartition(':')[2]} is in use")
     model, example = torch.nn.Linear(8, 4), torch.randn(3, 8)
-    enrolled = [str(folder / "d1.json"), folder / "d2.json"]
+    enrolled: list[Path | str] = [str(folder / "d1.json"), folder / "d2.json"]
     with owl.connect(url, identity=str(folder / "owner.key"), devices=enrolled) as fleet:
         scattered = fleet.scatter(model, owl.plan(model, example, devices=fleet.devices))
         torch.testing.assert_close(scattered(example), model(example))

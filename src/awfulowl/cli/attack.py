@@ -60,12 +60,14 @@ def run(
     json: Json = None,
 ) -> None:
     """Run attacks once on one victim, beside floors and standard lines. For intervals and a verdict: owl audit."""
+    # Neither loads PyTorch: what is wrong with the request is said at once.
+    from awfulowl.lab.request import make_request
+    from awfulowl.lab.scenes.threat import read_threat
+
     json_output.check_target(json)
     limit_threads(1)
-    with Stages() as stages:
-        with stages.stage("loading PyTorch"):
-            from awfulowl.cli import attacking
-        fields = {
+    request = make_request(
+        {
             "model": model,
             "data": data,
             "attacks": names,
@@ -77,8 +79,13 @@ def run(
             "shuffles": 1,
             "seed": seed,
             "possession": False,
-        }
-        found = attacking.run(fields, threat, stages)
+        },
+        read_threat(threat),
+    )
+    with Stages() as stages:
+        with stages.stage("loading PyTorch"):
+            from awfulowl.cli import attacking
+        found = attacking.run(request, stages)
     json_output.write(found, json)
     attacking.show(found, report(json))
 

@@ -1,7 +1,6 @@
 """The list of attacks, and attacks run once."""
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -10,16 +9,15 @@ from rich.text import Text
 
 from awfulowl.cli import tables
 from awfulowl.cli.terminal import Stages
-from awfulowl.lab import lines
 from awfulowl.lab.attacks.catalogue import ATTACKS
-from awfulowl.lab.cells import work
-from awfulowl.lab.data import cache_folder
-from awfulowl.lab.record import Graded, Record
+from awfulowl.lab.audit.cells import work
+from awfulowl.lab.audit.record import Graded, Record
+from awfulowl.lab.audit.schedule import attacks_of, floor_names, places, settings
+from awfulowl.lab.audit.workshop import Workshop
 from awfulowl.lab.report.words import operations, percent, seconds
-from awfulowl.lab.request import AttackCell, Cell, FloorCell, LineCell, make_request
-from awfulowl.lab.schedule import attacks_of, floor_names, places, settings
-from awfulowl.lab.threat import read_threat
-from awfulowl.lab.workshop import Workshop
+from awfulowl.lab.request import AttackCell, Cell, FloorCell, LineCell, Request
+from awfulowl.lab.victims.data import cache_folder
+from awfulowl.lab.yardsticks import lines
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,16 +81,17 @@ def show_list(console: Console) -> None:
     tables.show(console, "Attacks", table)
 
 
-def run(fields: Mapping[str, object], threat: Path, stages: Stages) -> Once:
+def run(request: Request, stages: Stages) -> Once:
     """Run attacks once on one victim, after the floors and the standard lines.
 
     Raises:
         InputError: something of it is not usable.
         ModelError: the model cannot be cut, or its weights are not finite.
     """
-    request = make_request(fields, read_threat(threat))
     with tempfile.TemporaryDirectory() as folder:
         shop = Workshop(request, Path(folder), cache_folder())
+        with stages.stage("reading the data"):
+            shop.check()
         with stages.stage("training the victim, and one foreign to it"):
             shop.network(0)
             shop.network(1)

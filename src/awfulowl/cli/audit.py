@@ -66,12 +66,14 @@ def audit(
     An audit that was interrupted goes on where it ended: rows that are finished are kept in DIR and not done again.
     The report names what is missing, and why. Exit code 130 if it was interrupted.
     """
+    # Neither loads PyTorch: what is wrong with the request is said at once.
+    from awfulowl.lab.request import STANDARD, make_request
+    from awfulowl.lab.scenes.threat import read_threat
+
     json_output.check_target(json)
     limit_threads(1)  # several processes, one thread each
-    with Stages() as stages:
-        with stages.stage("loading PyTorch"):
-            from awfulowl.cli import auditing
-        fields = {
+    request = make_request(
+        {
             "model": model,
             "data": data,
             "attacks": attack or [],
@@ -84,8 +86,14 @@ def audit(
             "shuffles": shuffles,
             "seed": seed,
             "possession": possession,
-        }
-        found = auditing.run(fields, threat, output, workers, stages, standard=standard)
+            **(STANDARD if standard else {}),
+        },
+        read_threat(threat),
+    )
+    with Stages() as stages:
+        with stages.stage("loading PyTorch"):
+            from awfulowl.cli import auditing
+        found = auditing.run(request, output, workers, stages)
     json_output.write(found, json)
     auditing.show(found, output, report(json))
     if not found.finished:

@@ -1,7 +1,6 @@
 """An audit from the command line: progress, interruption, and what is shown of the report."""
 
 import os
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,15 +10,14 @@ from rich.text import Text
 from awfulowl.cli import tables
 from awfulowl.cli.interruption import in_order
 from awfulowl.cli.terminal import Advance, Stages
-from awfulowl.lab.audit import Conditions
-from awfulowl.lab.audit import run as run_audit
-from awfulowl.lab.data import cache_folder
+from awfulowl.lab.audit.running import Conditions
+from awfulowl.lab.audit.running import run as run_audit
 from awfulowl.lab.report.headlines import headlines
 from awfulowl.lab.report.page import HTML
 from awfulowl.lab.report.schema import Report, Row
 from awfulowl.lab.report.words import interval, operations, percent, points
-from awfulowl.lab.request import STANDARD, make_request
-from awfulowl.lab.threat import read_threat
+from awfulowl.lab.request import Request
+from awfulowl.lab.victims.data import cache_folder
 
 _STYLES = {"hurts": "bold red", "holds": "green", "unknown": "yellow"}
 
@@ -44,16 +42,13 @@ class _Progress:
         self._stages.describe(f"{text}: {done} of {total}")
 
 
-def run(
-    fields: Mapping[str, object], threat: Path, output: Path, workers: int | None, stages: Stages, *, standard: bool
-) -> Report:
+def run(request: Request, output: Path, workers: int | None, stages: Stages) -> Report:
     """Run an audit with bars that move; the first Ctrl-C ends it in order.
 
     Raises:
         InputError: something of it is not usable.
         ModelError: the model cannot be cut, or its weights are not finite.
     """
-    request = make_request({**fields, **STANDARD} if standard else fields, read_threat(threat))
 
     def notice() -> None:
         stages.say("finishing what is under way, and the report; Ctrl-C again ends at once")
@@ -94,8 +89,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.setting,
         f"{100 * row.share:g} %",
         str(row.block),
-        percent(row.positions_right),
-        percent(row.accuracy),
+        f"{percent(row.positions_right)} {interval(row.positions_interval)}",
+        f"{percent(row.accuracy)} {interval(row.interval)}",
         f"{100 * row.completed.value:.1f} {interval(row.completed.interval, lambda end: f'{100 * end:.1f}')}",
         f"{points(row.advantage)} {interval(row.advantage_interval, points)}",
         operations(row.flops),

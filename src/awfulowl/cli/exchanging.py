@@ -12,15 +12,15 @@ from awfulowl.cli import tables
 from awfulowl.cli.json_output import write
 from awfulowl.cli.terminal import Advance, Stages
 from awfulowl.errors import InputError
-from awfulowl.lab.copies import train_copied
-from awfulowl.lab.data import Split, cache_folder, read_split, some
-from awfulowl.lab.drawing import largest_layer
-from awfulowl.lab.exchange import Curves, Point, curves, read_published, set_up
-from awfulowl.lab.fitting import OnEpoch
 from awfulowl.lab.report.curves import draw_curves
 from awfulowl.lab.report.figures import write_figures
 from awfulowl.lab.report.words import interval, percent
-from awfulowl.lab.victims import KINDS, find_kind, train_victim
+from awfulowl.lab.scenes.drawing import largest_layer
+from awfulowl.lab.victims.copies import train_copied
+from awfulowl.lab.victims.data import Split, cache_folder, read_split, some
+from awfulowl.lab.victims.fitting import OnEpoch
+from awfulowl.lab.victims.kinds import KINDS, find_kind, train_victim
+from awfulowl.lab.yardsticks.exchange import Curves, Point, curves, read_published, set_up
 
 JSON: Final = "exchange.json"
 _COPIES: Final = "copies"

@@ -9,8 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from awfulowl.errors import InputError
-from awfulowl.lab.possession import Order
-from awfulowl.lab.threat import ThreatModel, changed
+from awfulowl.lab.complaints import sentence
+from awfulowl.lab.scenes.threat import ThreatModel, changed
 from awfulowl.placement.options import Shape
 
 Setting = Literal["layer", "model"]
@@ -18,7 +18,11 @@ Setting = Literal["layer", "model"]
 Taking = Literal["blocks"] | Shape
 """A share of all blocks, wherever they are; or the devices of a plan of one of its shapes."""
 
-SETTINGS: Final[tuple[Setting, ...]] = get_args(Setting)
+Order = Literal["random", "shallow first", "deep first", "largest first"]
+"""Which blocks are withheld from the pirate first, where what it can do with a part of them is measured."""
+
+ORDERS: Final[tuple[Order, ...]] = get_args(Order)
+
 _FIRST_SEED: Final = 1 << 20
 _SEEDS: Final = 1 << 30
 ALL_BUT_ONE: Final = 3
@@ -186,6 +190,4 @@ def make_request(fields: Mapping[str, object], threat: ThreatModel) -> Request:
     try:
         return msgspec.convert({**fields, "threat": msgspec.to_builtins(threat)}, Request)
     except msgspec.ValidationError as error:
-        complaint = str(error)
-        known = f"; there are {', '.join(Request.__struct_fields__)}" if "unknown field" in complaint else ""
-        raise InputError(f"audit: {complaint[0].lower()}{complaint[1:]}{known}") from error
+        raise InputError(f"audit: {sentence(error, fields, Request.__struct_fields__)}") from error

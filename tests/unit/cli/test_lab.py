@@ -1,6 +1,8 @@
 """`owl audit` and `owl attack`: what they take, refuse, print and write."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from awfulowl.cli.lab_options import VICTIMS, parse_blocks
 from awfulowl.errors import InputError
 from awfulowl.lab.attacks.catalogue import ATTACKS
 from awfulowl.lab.report.schema import JSON, read_report
-from awfulowl.lab.victims import KINDS
+from awfulowl.lab.victims.kinds import KINDS
 from tests.unit.cli.conftest import Owl
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "own_attack.py"
@@ -51,7 +53,7 @@ def test_an_audit_writes_its_report_and_goes_on_where_it_ended(
     report = read_report(tmp_path / "out")
     assert {row.attack for row in report.rows} == {"norms", "greedy"}
     assert report.missing == ()
-    assert json.loads((tmp_path / "numbers.json").read_text())["version"] == 1
+    assert json.loads((tmp_path / "numbers.json").read_text())["version"] == 2
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("attack*")}
     assert owl(*words).code == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("attack*")} == times
@@ -81,11 +83,14 @@ def test_an_attack_is_run_once_beside_floors_and_lines(owl: Owl, model: str, thr
     ("change", "complaint"),
     [
         (["--attack", "nonsense"], "no attack 'nonsense'"),
+        (["--attack", "least squares"], "did you mean 'least-squares'?"),
         (["--attack", "nowhere.py:Greedy"], "no such Python file"),
         (["--attack", f"{EXAMPLE}:Nobody"], "no attack 'Nobody'"),
         (["--block", "4x4"], "--block '4x4'"),
         (["--taking", "thirds"], "taking"),
         (["--share", "0"], "shares"),
+        (["--share", "2"], "audit: shares = [2.0]: shares are between 0 and 1"),
+        (["--layer", "hidde"], "no layer 'hidde' that can be attacked; did you mean 'hidden'?"),
         (["--data", "none.tar"], "no data 'none.tar'"),
     ],
 )
@@ -111,10 +116,37 @@ def test_unknown_threat_fields_and_missing_files_are_refused(owl: Owl, tmp_path:
     assert "unknown field `luck`; there are share" in err
 
 
-def test_data_that_do_not_fit_are_refused(owl: Owl, threat: str, tmp_path: Path) -> None:
-    code, _, err = owl("audit", "cifar", "--data", "digits", "--threat", threat, "-o", str(tmp_path / "out"), *SMALL)
+@pytest.mark.parametrize("command", [["audit", "digits", "-o", "out"], ["attack", "run", "norms"]])
+@pytest.mark.parametrize("content", [None, "share = 2"])
+def test_what_is_wrong_with_the_request_is_said_before_pytorch_is_loaded(
+    tmp_path: Path, command: list[str], content: str | None
+) -> None:
+    path = tmp_path / "t.toml"
+    if content is not None:
+        path.write_text(content)
+    code = "import sys; from awfulowl.cli import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    words = [*command, "--data", "digits", "--threat", str(path)]
+    found = subprocess.run(
+        [sys.executable, "-c", code, *words], check=True, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert found.stdout.split() == ["2", "False"]
+    assert str(path) in found.stderr
+
+
+@pytest.mark.parametrize("command", [["audit", "cifar", "-o", "out"], ["attack", "run", "norms", "--model", "cifar"]])
+def test_data_that_do_not_fit_are_refused_before_anything_is_trained(
+    owl: Owl, threat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it is trained")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("awfulowl.lab.victims.kinds.fit", fail)
+    monkeypatch.setattr("awfulowl.lab.audit.running.Hands", fail)
+    code, _, err = owl(*command, "--data", "digits", "--threat", threat)
     assert code == 2
-    assert "images of shape (1, 8, 8); cifar takes (3, 32, 32)" in err
+    assert err.startswith("error: the data have images of shape (1, 8, 8); cifar takes (3, 32, 32)")
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_command_of_attack_has_help_with_an_example(owl: Owl) -> None:

@@ -1,5 +1,7 @@
 """Hill climbing and annealing on cross-entropy: random swaps, thousands a second since little changes with each."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
 from typing import ClassVar, Final
 
@@ -9,10 +11,10 @@ from awfulowl.costs import Ledger
 from awfulowl.errors import InputError
 from awfulowl.lab.attacks.base import Attack, Recovery
 from awfulowl.lab.attacks.class_means import LABELLED
-from awfulowl.lab.incremental import Incremental
-from awfulowl.lab.loot import Scene
-from awfulowl.lab.sites import Site, layer_by_layer, make_site
-from awfulowl.lab.swapping import IMAGES, cooling, random_filling, random_swaps, search, some_images
+from awfulowl.lab.positions.incremental import Incremental
+from awfulowl.lab.positions.swapping import IMAGES, cooling, random_filling, random_swaps, search, some_images
+from awfulowl.lab.scenes.loot import Scene
+from awfulowl.lab.sites.site import layer_by_layer, make_site
 from awfulowl.randomness import Entropy
 
 EVALUATIONS: Final = 5000
@@ -41,15 +43,7 @@ class HillClimbing(Attack):
 
     def recover(self, scene: Scene, ledger: Ledger, entropy: Entropy) -> Recovery:
         """Start from random positions and climb."""
-
-        def attack(layer: str, model: nn.Module) -> Tensor:
-            site = make_site(scene, layer, ledger, model)
-            state = _start(site, self._images, ledger, entropy)
-            swaps = random_swaps(site, state.filled, entropy)
-            search(state, swaps, repeat(0.0, self._evaluations), ledger, entropy)
-            return site.places.positions[state.chosen()]
-
-        return Recovery(placements=layer_by_layer(scene, attack))
+        return _swapped(scene, self._images, lambda: repeat(0.0, self._evaluations), ledger, entropy)
 
 
 class Annealing(Attack):
@@ -84,19 +78,22 @@ class Annealing(Attack):
 
     def recover(self, scene: Scene, ledger: Ledger, entropy: Entropy) -> Recovery:
         """Start from random positions and cool."""
-
-        def attack(layer: str, model: nn.Module) -> Tensor:
-            site = make_site(scene, layer, ledger, model)
-            state = _start(site, self._images, ledger, entropy)
-            swaps = random_swaps(site, state.filled, entropy)
-            search(state, swaps, cooling(self._first, self._last, self._evaluations), ledger, entropy)
-            return site.places.positions[state.chosen()]
-
-        return Recovery(placements=layer_by_layer(scene, attack))
+        temperatures = partial(cooling, self._first, self._last, self._evaluations)
+        return _swapped(scene, self._images, temperatures, ledger, entropy)
 
 
-def _start(site: Site, images: int, ledger: Ledger, entropy: Entropy) -> Incremental:
-    return Incremental(site, random_filling(site, entropy), some_images(site, images, entropy), ledger)
+def _swapped(
+    scene: Scene, images: int, temperatures: Callable[[], Iterator[float]], ledger: Ledger, entropy: Entropy
+) -> Recovery:
+    """Search every layer by random swaps from random positions, at temperatures that begin anew for each."""
+
+    def attack(layer: str, model: nn.Module) -> Tensor:
+        site = make_site(scene, layer, ledger, model)
+        state = Incremental(site, random_filling(site, entropy), some_images(site, images, entropy), ledger)
+        search(state, random_swaps(site, state.filled, entropy), temperatures(), ledger, entropy)
+        return site.places.positions[state.chosen()]
+
+    return Recovery(placements=layer_by_layer(scene, attack))
 
 
 def _check_counts(evaluations: int, images: int) -> None:

@@ -11,16 +11,13 @@ from torch import Tensor, nn
 
 from awfulowl.costs import Ledger, SpentError
 from awfulowl.errors import InputError
-from awfulowl.lab.grading import Grade, grade
-from awfulowl.lab.loot import Scene, Truth, assemble, positions
+from awfulowl.lab.scenes.grading import Grade, grade
+from awfulowl.lab.scenes.loot import LEFT_OUT, Scene, Truth, assemble, positions
 from awfulowl.models.seeding import seeded
 from awfulowl.randomness import Entropy
 
 Scope = Literal["layer", "model", "any"]
 """What an attack is about: scattered layers between known ones, a model of which nothing is in clear, or both."""
-
-LEFT_OUT: Final = (-1, -1)
-"""The place of a block that an attack puts nowhere."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

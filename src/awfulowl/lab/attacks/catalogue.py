@@ -12,12 +12,13 @@ from awfulowl.lab.attacks.genetic import Genetic, GeneticAsPublished, GeneticSeg
 from awfulowl.lab.attacks.guided_swaps import GuidedSwaps
 from awfulowl.lab.attacks.gumbel_sinkhorn import GumbelSinkhorn
 from awfulowl.lab.attacks.jigsaw import Jigsaw
+from awfulowl.lab.attacks.least_squares import LeastSquares
 from awfulowl.lab.attacks.norms import Norms
 from awfulowl.lab.attacks.policy_gradient import PolicyGradient
 from awfulowl.lab.attacks.random import RandomPositions
-from awfulowl.lab.attacks.solved_layers import LeastSquares
 from awfulowl.lab.attacks.surrogate import Surrogate, SurrogateWithNorms
 from awfulowl.lab.attacks.whole_model import Hints, HintsAndBlocks
+from awfulowl.lab.complaints import known
 
 
 def catalogue(attacks: Iterable[Attack]) -> Mapping[str, Attack]:
@@ -68,6 +69,6 @@ def find_attacks(names: Iterable[str]) -> list[Attack]:
     found = []
     for name in names:
         if name not in ATTACKS:
-            raise InputError(f"no attack {name!r}; there are {', '.join(ATTACKS)}")
+            raise InputError(f"no attack {name!r}{known(name, ATTACKS)}")
         found.append(ATTACKS[name])
     return found

@@ -9,10 +9,10 @@ from awfulowl.costs import Ledger
 from awfulowl.errors import InputError
 from awfulowl.lab.attacks.base import Attack, Recovery
 from awfulowl.lab.attacks.class_means import LABELLED
-from awfulowl.lab.loot import Scene
-from awfulowl.lab.placing import NEVER, assign, assign_flops, place, product_flops, products
-from awfulowl.lab.sites import Site, layer_by_layer, make_site
-from awfulowl.lab.swapping import some_images
+from awfulowl.lab.positions.swapping import some_images
+from awfulowl.lab.scenes.loot import Scene
+from awfulowl.lab.sites.placing import assign, assign_flops, place, product_flops, products, score
+from awfulowl.lab.sites.site import Site, layer_by_layer, make_site
 from awfulowl.randomness import Entropy
 
 _STEPS: Final = 25
@@ -77,10 +77,11 @@ class FrankWolfe(Attack):
 
 def uniform(site: Site) -> Tensor:
     """Return the mixture float64 (blocks, places) of all placements; -inf where a block does not fit."""
-    mixture = torch.full((len(site.spoils), len(site.places)), NEVER, dtype=torch.float64)
-    for numbers, room in site.places.alike(site.spoils.blocks):
-        mixture[torch.tensor(numbers)[:, None], torch.tensor(room)] = 1.0 / len(room)
-    return mixture
+    return score(
+        site.spoils.blocks,
+        site.places,
+        lambda held, room: torch.full((len(held), len(room)), 1.0 / len(room), dtype=torch.float64),
+    )
 
 
 def mixed(site: Site, mixture: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from awfulowl.costs import Ledger
 from awfulowl.lab.attacks.base import Attack, Recovery
 from awfulowl.lab.attacks.class_means import LABELLED
-from awfulowl.lab.breeding import Breeding, Genes, World, breed
-from awfulowl.lab.crossover import Affinity, Growth, order_crossover, rectangle
-from awfulowl.lab.loot import Scene, assemble
-from awfulowl.lab.placing import correlations
-from awfulowl.lab.sites import Site, layer_by_layer, make_site
-from awfulowl.lab.swapping import some_images
+from awfulowl.lab.positions.breeding import Breeding, Genes, World, breed
+from awfulowl.lab.positions.crossover import Affinity, Growth, order_crossover, rectangle
+from awfulowl.lab.positions.swapping import some_images
+from awfulowl.lab.scenes.loot import Scene, assemble
+from awfulowl.lab.sites.placing import correlations
+from awfulowl.lab.sites.site import Site, layer_by_layer, make_site
 from awfulowl.randomness import Entropy
 
 Cross = Callable[[Genes, Genes], Genes]

@@ -9,11 +9,11 @@ from awfulowl.costs import Ledger
 from awfulowl.errors import InputError
 from awfulowl.lab.attacks.base import Attack, Recovery
 from awfulowl.lab.attacks.class_means import LABELLED
-from awfulowl.lab.incremental import EMPTY, Incremental
-from awfulowl.lab.loot import Scene, assemble
-from awfulowl.lab.placing import product_flops, products
-from awfulowl.lab.sites import Site, layer_by_layer, make_site
-from awfulowl.lab.swapping import IMAGES, Swap, random_filling, some_images
+from awfulowl.lab.positions.incremental import EMPTY, Incremental
+from awfulowl.lab.positions.swapping import IMAGES, Swap, random_filling, some_images
+from awfulowl.lab.scenes.loot import Scene, assemble
+from awfulowl.lab.sites.placing import product_flops, products
+from awfulowl.lab.sites.site import Site, layer_by_layer, make_site
 from awfulowl.randomness import Entropy
 
 _CHECKED: Final = 300

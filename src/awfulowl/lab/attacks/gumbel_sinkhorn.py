@@ -11,10 +11,10 @@ from awfulowl.errors import InputError
 from awfulowl.lab.attacks.base import Attack, Recovery
 from awfulowl.lab.attacks.class_means import LABELLED
 from awfulowl.lab.attacks.frank_wolfe import mixed
-from awfulowl.lab.loot import Scene
-from awfulowl.lab.placing import assign_flops, place, product_flops, products
-from awfulowl.lab.sites import Site, layer_by_layer, make_site
-from awfulowl.lab.swapping import some_images
+from awfulowl.lab.positions.swapping import some_images
+from awfulowl.lab.scenes.loot import Scene
+from awfulowl.lab.sites.placing import assign_flops, fitting, place, product_flops, products
+from awfulowl.lab.sites.site import Site, layer_by_layer, make_site
 from awfulowl.randomness import Entropy
 
 MOST_PLACES: Final = 1024
@@ -81,11 +81,9 @@ class GumbelSinkhorn(Attack):
     def _learn(self, site: Site, ledger: Ledger, entropy: Entropy) -> Tensor:
         """Return learned scores float64 (blocks, places), -inf where a block does not fit."""
         blocks, places = site.spoils.blocks, site.places
-        allowed = torch.full((len(places), len(places)), -torch.inf, dtype=torch.float64)
+        allowed = torch.zeros(len(places), len(places), dtype=torch.float64)
         # Rows after the blocks are empty pieces, which fit everywhere.
-        allowed[len(blocks) :] = 0.0
-        for numbers, room in places.alike(blocks):
-            allowed[torch.tensor(numbers)[:, None], torch.tensor(room)] = 0.0
+        allowed[: len(blocks)] = fitting(blocks, places)
         learned = torch.zeros_like(allowed).requires_grad_()
         optimiser = torch.optim.Adam([learned], self._lr)
         cost = 2 * product_flops(blocks, places)

@@ -9,11 +9,11 @@ from awfulowl.blocks.kernels import Dense
 from awfulowl.costs import Ledger
 from awfulowl.lab.attacks.base import Attack, Recovery
 from awfulowl.lab.attacks.class_means import LABELLED
-from awfulowl.lab.duplicates import DISTINCT, chains, copies, links, patterns, phases, pooled
-from awfulowl.lab.loot import Scene
-from awfulowl.lab.placing import assign_flops, place, product_flops, products, standardise
-from awfulowl.lab.sites import Site, layer_by_layer, make_site
-from awfulowl.lab.surrogates import Retraining, retrain
+from awfulowl.lab.positions.duplicates import DISTINCT, chains, copies, links, patterns, phases, pooled
+from awfulowl.lab.scenes.loot import Scene
+from awfulowl.lab.sites.placing import assign_flops, place, product_flops, products, standardise
+from awfulowl.lab.sites.site import Site, layer_by_layer, make_site
+from awfulowl.lab.sites.surrogates import Retraining, retrain
 from awfulowl.randomness import Entropy
 
 _UNLIKELY: Final = 100.0

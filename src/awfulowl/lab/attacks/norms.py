@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from awfulowl.costs import Ledger
 from awfulowl.lab.attacks.base import Attack, Recovery
-from awfulowl.lab.loot import Scene
-from awfulowl.lab.placing import assign_flops, place
-from awfulowl.lab.profiles import Tables, at_places, profile_tables
-from awfulowl.lab.sites import Site, layer_by_layer, make_site
+from awfulowl.lab.positions.profiles import Tables, at_places, profile_tables
+from awfulowl.lab.scenes.loot import Scene
+from awfulowl.lab.sites.placing import assign_flops, place
+from awfulowl.lab.sites.site import Site, layer_by_layer, make_site
 from awfulowl.randomness import Entropy
 
 

@@ -10,10 +10,10 @@ from awfulowl.errors import InputError
 from awfulowl.lab.attacks.base import Attack, Recovery
 from awfulowl.lab.attacks.class_means import LABELLED
 from awfulowl.lab.attacks.gumbel_sinkhorn import check_small
-from awfulowl.lab.loot import Scene, assemble
-from awfulowl.lab.placing import NEVER, assign_flops, place
-from awfulowl.lab.sites import Site, layer_by_layer, make_site
-from awfulowl.lab.swapping import some_images
+from awfulowl.lab.positions.swapping import some_images
+from awfulowl.lab.scenes.loot import Scene, assemble
+from awfulowl.lab.sites.placing import assign_flops, fitting, place
+from awfulowl.lab.sites.site import Site, layer_by_layer, make_site
 from awfulowl.randomness import Entropy
 
 MOST_PLACES: Final = 256
@@ -66,7 +66,7 @@ class PolicyGradient(Attack):
         """Return learned scores float64 (blocks, places), -inf where a block does not fit."""
         ledger.spend("assignment", assign_flops(len(site.spoils), len(site.places)))
         images = some_images(site, self._images, entropy)
-        learned = fitting(site).requires_grad_()
+        learned = fitting(site.spoils.blocks, site.places).requires_grad_()
         optimiser = torch.optim.Adam([learned], self._lr)
         cost = len(images) * (site.layer_flops + site.tail_flops)
         for _ in range(max(1, self._evaluations // self._batch)):
@@ -90,14 +90,6 @@ class Drawn(NamedTuple):
 
     chosen: Tensor
     likelihood: Tensor
-
-
-def fitting(site: Site) -> Tensor:
-    """Return scores float64 (blocks, places): 0 where a block fits, -inf elsewhere."""
-    scores = torch.full((len(site.spoils), len(site.places)), NEVER, dtype=torch.float64)
-    for numbers, room in site.places.alike(site.spoils.blocks):
-        scores[torch.tensor(numbers)[:, None], torch.tensor(room)] = 0.0
-    return scores
 
 
 def draw(scores: Tensor, count: int, entropy: Entropy) -> Drawn:

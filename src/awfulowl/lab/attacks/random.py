@@ -6,7 +6,8 @@ import torch
 
 from awfulowl.costs import Ledger
 from awfulowl.lab.attacks.base import Attack, Recovery
-from awfulowl.lab.loot import Scene, Spoils
+from awfulowl.lab.scenes.loot import Scene, Spoils
+from awfulowl.lab.sites.placing import Places
 from awfulowl.randomness import Entropy
 
 
@@ -24,7 +25,7 @@ class RandomPositions(Attack):
 
 def at_random(spoils: Spoils, entropy: Entropy) -> torch.Tensor:
     """Return a random placement int64 (k, 2) of held blocks."""
-    placement = torch.full((len(spoils), 2), -1, dtype=torch.int64)
-    for held, places in spoils.alike():
-        placement[held] = places[entropy.permutation(len(places))[: len(held)]]
-    return placement
+    places, chosen = Places(spoils.grid), torch.empty(len(spoils), dtype=torch.int64)
+    for held, room in places.alike(spoils.blocks):
+        chosen[held] = torch.tensor(room)[entropy.permutation(len(room))[: len(held)]]
+    return places.positions[chosen]

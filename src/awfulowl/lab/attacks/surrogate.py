@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from awfulowl.costs import Ledger
 from awfulowl.lab.attacks.base import Attack, Recovery
 from awfulowl.lab.attacks.class_means import LABELLED, place_by_guess
-from awfulowl.lab.loot import Scene
-from awfulowl.lab.placing import assign_flops, place, product_flops, products, standardise
-from awfulowl.lab.profiles import add_standardised, profile_tables
-from awfulowl.lab.sites import layer_by_layer, make_site
-from awfulowl.lab.surrogates import Retraining, retrain
+from awfulowl.lab.positions.profiles import add_standardised, profile_tables
+from awfulowl.lab.scenes.loot import Scene
+from awfulowl.lab.sites.placing import assign_flops, place, product_flops, products, standardise
+from awfulowl.lab.sites.site import layer_by_layer, make_site
+from awfulowl.lab.sites.surrogates import Retraining, retrain
 from awfulowl.randomness import Entropy
 
 NORMS_WEIGHT: Final = 0.5

@@ -6,7 +6,6 @@ secret that matters: equal slices are one column, and rows follow from what ente
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
@@ -15,14 +14,12 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from awfulowl.costs import TRAINING, Ledger
-from awfulowl.errors import InputError
-from awfulowl.lab.attacks.base import LEFT_OUT, Attack, Recovery, Scope
-from awfulowl.lab.attacks.hints import Held, Hinting, Student
-from awfulowl.lab.attacks.traffic import place_by_traffic
-from awfulowl.lab.fitting import Schedule, fit
-from awfulowl.lab.floors import WHOLE
-from awfulowl.lab.loot import Scene, Watched, assemble
-from awfulowl.lab.relearning import augmented
+from awfulowl.lab.attacks.base import Attack, Recovery, Scope
+from awfulowl.lab.scenes.loot import LEFT_OUT, Scene, Watched, assemble
+from awfulowl.lab.sites.relearning import WHOLE, queries
+from awfulowl.lab.traffic.hints import Held, Hinting, Student
+from awfulowl.lab.traffic.placing import place_by_traffic
+from awfulowl.lab.victims.fitting import Schedule, fit
 from awfulowl.randomness import Entropy
 
 _NEEDS: Final = frozenset({"knows_architecture", "knows_inputs", "public", "queries"})
@@ -80,11 +77,7 @@ def watch(scene: Scene, ledger: Ledger, entropy: Entropy, *, mirrored: bool) -> 
     Raises:
         InputError: no query is left, or no operations to learn from its answer.
     """
-    affordable = ledger.left() / (TRAINING * scene.forward_flops)
-    count = math.floor(min(ledger.left("queries"), scene.threat.queries, affordable))
-    if count < 1:
-        raise InputError("no query is left, or no operations to learn from its answer")
-    inputs = augmented(scene.public.inputs, count, entropy, mirrored=mirrored)
+    inputs = queries(scene, ledger, entropy, mirrored=mirrored)
     return inputs, scene.service.watch(inputs, ledger)
 
 
@@ -98,7 +91,7 @@ class HintsAndBlocks(Hints):
         mirrored: whether queries may be mirrored images.
     """
 
-    name: ClassVar[str] = "hints and blocks"
+    name: ClassVar[str] = "hints-and-blocks"
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Figures 6 and 7 of the founding paper, ours over the published numbers."""
 
-from awfulowl.lab.exchange import Curves, Point, Published
 from awfulowl.lab.report.figures import COLOURS, Figure, band, canvas
+from awfulowl.lab.yardsticks.exchange import Curves, Point, Published
 
 
 def draw_curves(curves: Curves, published: Published) -> list[Figure]:

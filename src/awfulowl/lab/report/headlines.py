@@ -5,7 +5,7 @@ from typing import Final, Literal, NamedTuple
 
 from awfulowl.lab.report.schema import Judgement, Line, Report, Row
 from awfulowl.lab.report.words import interval, percent, points, where
-from awfulowl.lab.verdict import Word
+from awfulowl.lab.yardsticks.verdict import Word
 
 Level = Literal["hurts", "holds", "unknown"]
 

@@ -15,6 +15,7 @@ from awfulowl.lab.files import write_whole
 from awfulowl.lab.report import words
 from awfulowl.lab.report.figures import Figure, draw_figures, write_figures
 from awfulowl.lab.report.headlines import headlines
+from awfulowl.lab.report.legend import LEGEND
 from awfulowl.lab.report.schema import JSON, Control, Judgement, Line, Report, Row
 from awfulowl.lab.report.words import hours, interval, operations, percent, points
 
@@ -98,6 +99,7 @@ def page(report: Report, figures: Sequence[Figure]) -> str:
         parts=[*_parts(report, training)],
         figures=[{"name": one.name, "caption": one.caption, "uri": _uri(one.files["svg"])} for one in figures],
         threat=report.request.threat.described(),
+        legend=LEGEND,
         taking=_taking(report),
         training=training,
         victims=sum(one.name.startswith("victim") for one in report.networks),
@@ -143,7 +145,7 @@ def _part(report: Report, spot: tuple[str, float | None, Any], training: float) 
 
 
 def _with(value: str, within: str) -> str:
-    return f"{value} {within}"
+    return f"{value} {within}".rstrip()
 
 
 def _line(kind: str, line: Line, training: float) -> Cells:
@@ -154,7 +156,7 @@ def _line(kind: str, line: Line, training: float) -> Cells:
     return Cells(
         kind=kind,
         name=name,
-        both=percent(line.positions_right),
+        both=_with(percent(line.positions_right), interval(line.positions_interval)),
         placed=_with(percent(line.accuracy), interval(line.interval)),
         agreement=percent(line.agreement),
         cosine=f"{line.cosine:.2f}",
@@ -170,8 +172,8 @@ def _attack(row: Row) -> Cells:
         kind="attack",
         name=f"{row.attack} ({row.rung})",
         both=_with(percent(row.positions_right), interval(row.positions_interval)),
-        rows=percent(row.rows_right),
-        columns=percent(row.columns_right),
+        rows=_with(percent(row.rows_right), interval(row.rows_interval)),
+        columns=_with(percent(row.columns_right), interval(row.columns_interval)),
         placed=_with(percent(row.accuracy), interval(row.interval)),
         completed=_with(percent(row.completed.value), interval(row.completed.interval)),
         advantage=_with(points(row.advantage), interval(row.advantage_interval, points)),

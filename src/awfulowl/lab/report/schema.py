@@ -7,11 +7,11 @@ import msgspec
 
 from awfulowl.errors import InputError
 from awfulowl.lab.request import Request
-from awfulowl.lab.verdict import Word
+from awfulowl.lab.yardsticks.verdict import Word
 from awfulowl.limits import MIB
 from awfulowl.results import Interval
 
-VERSION: Final = 1
+VERSION: Final = 2
 JSON: Final = "report.json"
 _MOST_BYTES: Final = 64 * MIB
 
@@ -43,6 +43,7 @@ class Line(Strict, frozen=True, kw_only=True):
     agreement: float
     cosine: float
     positions_right: float | None = None
+    positions_interval: Interval | None = None
     flops: float
     seconds: float
     gpu_hours: float
@@ -57,7 +58,8 @@ class Row(Strict, frozen=True, kw_only=True):
 
     `accuracy` is that of the network as the attack leaves it, with zeros where nothing is held, and `completed` that of
     the one that the pirate ends with: holes filled from floor F1, and tuned. `advantage` is what the completed network
-    has over the best floor, paired. Shares of positions are of held blocks, None for attacks that place none.
+    has over the best floor, paired. Shares of positions are of held blocks, None for attacks that place none,
+    and their intervals None for a single draw.
     """
 
     attack: str
@@ -72,6 +74,8 @@ class Row(Strict, frozen=True, kw_only=True):
     rows_right: float | None
     columns_right: float | None
     positions_interval: Interval | None
+    rows_interval: Interval | None
+    columns_interval: Interval | None
     accuracy: float
     interval: Interval
     completed: Measured
@@ -142,6 +146,7 @@ class Score(Strict, frozen=True, kw_only=True):
     layer: str
     weights: int
     floor: float
+    floor_interval: Interval
     score: float
     interval: Interval
 

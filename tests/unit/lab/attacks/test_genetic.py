@@ -14,8 +14,8 @@ from awfulowl.lab.attacks.genetic import (
     placement,
     random_genes,
 )
-from awfulowl.lab.breeding import Breeding
-from awfulowl.lab.loot import assemble
+from awfulowl.lab.positions.breeding import Breeding
+from awfulowl.lab.scenes.loot import assemble
 from awfulowl.randomness import Entropy
 from tests.scenes import tiny_scene
 from tests.sites import hidden

@@ -14,12 +14,12 @@ from awfulowl.lab.attacks.guided_swaps import GuidedSwaps, best_swaps
 from awfulowl.lab.attacks.gumbel_sinkhorn import GumbelSinkhorn, check_small, sinkhorn
 from awfulowl.lab.attacks.jigsaw import Jigsaw, joined
 from awfulowl.lab.attacks.norms import Norms
-from awfulowl.lab.attacks.policy_gradient import PolicyGradient, draw, fitting
+from awfulowl.lab.attacks.policy_gradient import PolicyGradient, draw
 from awfulowl.lab.attacks.surrogate import Surrogate, SurrogateWithNorms
-from awfulowl.lab.incremental import EMPTY, filling
-from awfulowl.lab.loot import assemble
-from awfulowl.lab.placing import place, products
-from awfulowl.lab.surrogates import Retraining
+from awfulowl.lab.positions.incremental import EMPTY, filling
+from awfulowl.lab.scenes.loot import assemble
+from awfulowl.lab.sites.placing import fitting, place, products
+from awfulowl.lab.sites.surrogates import Retraining
 from awfulowl.randomness import Entropy
 from tests.scenes import tiny_scene
 from tests.sites import copying, hidden
@@ -115,7 +115,7 @@ def test_sinkhorn_is_doubly_stochastic() -> None:
 
 def test_placements_are_drawn_without_replacement_and_by_their_chances() -> None:
     site = hidden((5, 6), [0, 1, 2]).site
-    scores = fitting(site)
+    scores = fitting(site.spoils.blocks, site.places)
     scores[0, 4] = 50.0
     drawn = draw(scores, 200, Entropy(0))
     assert all(len(set(chosen)) == 3 for chosen in drawn.chosen.tolist())

@@ -1,0 +1,1 @@
+"""What searches for the positions of blocks are made of."""

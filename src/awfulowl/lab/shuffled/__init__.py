@@ -1,0 +1,1 @@
+"""Networks whose units or layers were shuffled, put in order again. No attack of the catalogue needs this."""

@@ -1,0 +1,1 @@
+"""What an attack is read against: floors, standard lines, naive possession, and the rules of the verdict."""
