@@ -1,7 +1,7 @@
 """What proofs of training find, and what they cost.
 
     python -m benchmarks.jobs [--quick] [--json FILE] [--only refusals curve threads tolerance cost overhead kills]
-        [--data CIFAR10]
+        [--data CIFAR10] [--runs 300] [--challenged 1] [--at-once 1]
 
 refusals    300 honest runners and 300 of each cheat that fakes a quarter of its steps, each with a job of its own seed,
             at the defaults: how many were accepted and refused, by which check; which of the founding paper's checks
@@ -9,7 +9,8 @@ refusals    300 honest runners and 300 of each cheat that fakes a quarter of its
 curve       Each cheat against the share phi of steps that it fakes: refusals measured, and 1 - (1 - phi)^m, beside the
             verifier's work until then, in steps of the training.
 threads     50 honest runners whose machines add in another order than the verifier's (1 to 4 threads, oneDNN's kernels
-            on and off), verified in segments against the declared tolerance; and every cheat, verified so.
+            on and off), verified in segments against the declared tolerance, with second looks where a kink strikes:
+            the steps that were run say how often; and every cheat, verified so.
 tolerance   Errors of honest segments, and of the cheats' steps, by length of the segment.
 cost        Verification over training, in processor time, for jobs of several lengths, answered by the runner, or with
             the states rebuilt by the verifier; and bytes of a checkpoint.
@@ -28,9 +29,11 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -69,6 +72,7 @@ class Size(NamedTuple):
     data: Path | None
     runs: int
     challenged: int
+    at_once: int
 
     def of(self, whole: int, quick: int) -> int:
         """Return the number of a whole benchmark, or of a quick one."""
@@ -137,64 +141,86 @@ def tried(work: Work, conduct: Conduct, **options: Any) -> Trial:
 
 
 def refusals(size: Size) -> Iterator[dict[str, Any]]:
+    yield from side_by_side(size, refusals_of, (None, *CHEATS))
+
+
+def refusals_of(size: Size, name: str | None) -> list[dict[str, Any]]:
     whole, runs, challenged = small_work(120, every=5), size.of(size.runs, 3), size.of(size.challenged, 1)
     printed_runs = min(runs, size.of(10, 1))
-    for name in (None, *CHEATS):
-        found: Counter[str] = Counter()
-        printed: Counter[str] = Counter()
-        costs, elsewhere = [], Elsewhere(whole)
-        for run in range(runs):
-            work = reseeded(whole, run + 1)
-            conduct = conduct_of(name, work, PHI, run, elsewhere)
-            with tempfile.TemporaryDirectory() as folder:
-                directory = Path(folder) / "proof"
-                for again in range(challenged):
-                    trial = attempt(work, directory, SIGNERS.runner, conduct, printed=run < printed_runs and not again)
-                    found[trial.sound.caught_by or "accepted"] += 1
-                    printed.update(one.removeprefix("printed: ") for one in trial.printed_refusals)
-                    costs.append(trial.sound.verification_cost or 0.0)
-        yield {
-            "runner": name or "honest",
-            "phi": PHI if name else 0,
-            "runs": runs,
-            "challenged": challenged,
-            "found": dict(found),
-            "interval": wilson(sum(found.values()) - found["accepted"], sum(found.values())),
-            "cost": statistics.mean(costs),
-            "printed_runs": printed_runs,
-            "printed": dict(printed),
-        }
+    found: Counter[str] = Counter()
+    printed: Counter[str] = Counter()
+    costs, elsewhere = [], Elsewhere(whole)
+    for run in range(runs):
+        work = reseeded(whole, run + 1)
+        conduct = conduct_of(name, work, PHI, run, elsewhere)
+        with tempfile.TemporaryDirectory() as folder:
+            directory = Path(folder) / "proof"
+            for again in range(challenged):
+                trial = attempt(work, directory, SIGNERS.runner, conduct, printed=run < printed_runs and not again)
+                found[trial.sound.caught_by or "accepted"] += 1
+                printed.update(one.removeprefix("printed: ") for one in trial.printed_refusals)
+                costs.append(trial.sound.verification_cost or 0.0)
+    row = {
+        "runner": name or "honest",
+        "phi": PHI if name else 0,
+        "runs": runs,
+        "challenged": challenged,
+        "found": dict(found),
+        "interval": wilson(sum(found.values()) - found["accepted"], sum(found.values())),
+        "cost": statistics.mean(costs),
+        "printed_runs": printed_runs,
+        "printed": dict(printed),
+    }
+    return [row]
 
 
 def curve(size: Size) -> Iterator[dict[str, Any]]:
     """All states are stored, so that one proof can be challenged many times."""
+    yield from side_by_side(size, curve_of, CHEATS)
+
+
+def curve_of(size: Size, name: str) -> list[dict[str, Any]]:
     base, draws, proofs = small_work(size.of(200, 60), every=1), size.of(100, 3), size.of(2, 1)
     m = base.job.proving.challenges
-    for name in CHEATS:
-        elsewhere = Elsewhere(base)
-        for phi in PHIS[2::3] if size.quick else PHIS:
-            refused, replayed = 0, 0
-            for seed in range(proofs):
-                work = reseeded(base, seed + 1)
-                with tempfile.TemporaryDirectory() as folder:
-                    directory = Path(folder) / "proof"
-                    proof.make(work, directory, SIGNERS.runner, conduct=conduct_of(name, work, phi, seed, elsewhere))
-                    found = proof.read(directory, work.job)
-                    for _ in range(draws):
-                        asked = challenge.draw(found, this_machine(1))
-                        verdict = verify(work, directory, asked, answered=False)
-                        refused += verdict.status == "refused"
-                        replayed += verdict.replayed_steps
-            n = draws * proofs
-            yield {
-                "cheat": name,
-                "phi": phi,
-                "refused": refused / n,
-                "interval": wilson(refused, n),
-                "formula": 1 - (1 - phi) ** m,
-                "n": n,
-                "replayed": replayed / n / base.steps,
-            }
+    elsewhere, rows = Elsewhere(base), []
+    for phi in PHIS[2::3] if size.quick else PHIS:
+        refused, replayed = 0, 0
+        for seed in range(proofs):
+            work = reseeded(base, seed + 1)
+            with tempfile.TemporaryDirectory() as folder:
+                directory = Path(folder) / "proof"
+                proof.make(work, directory, SIGNERS.runner, conduct=conduct_of(name, work, phi, seed, elsewhere))
+                found = proof.read(directory, work.job)
+                for _ in range(draws):
+                    asked = challenge.draw(found, this_machine(1))
+                    verdict = verify(work, directory, asked, answered=False)
+                    refused += verdict.status == "refused"
+                    replayed += verdict.replayed_steps
+        n = draws * proofs
+        row = {
+            "cheat": name,
+            "phi": phi,
+            "refused": refused / n,
+            "interval": wilson(refused, n),
+            "formula": 1 - (1 - phi) ** m,
+            "n": n,
+            "replayed": replayed / n / base.steps,
+        }
+        rows.append(row)
+    return rows
+
+
+Name = TypeVar("Name")
+
+
+def side_by_side(
+    size: Size, work: Callable[[Size, Name], list[dict[str, Any]]], names: Iterable[Name]
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all runners, some of which are at work at once, each in a process with a thread."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(size.at_once, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for rows in pool.map(partial(work, size), names):
+            yield from rows
 
 
 def threads(size: Size) -> Iterator[dict[str, Any]]:
@@ -205,11 +231,19 @@ def threads(size: Size) -> Iterator[dict[str, Any]]:
     other = msgspec.structs.replace(this_machine(1), instructions="another")
     elsewhere = Elsewhere(work)
     found: Counter[str] = Counter()
+    replayed: list[int] = []
     for run in range(runs):
         own = reseeded(work, run + 1)
         trial = tried(own, OtherMachine(VARIATIONS[1:][run % (len(VARIATIONS) - 1)]), verifier=other)
         found[trial.sound.caught_by or "accepted"] += 1
-    yield {"runner": "honest", "tolerance": tolerance, "runs": runs, "found": dict(found)}
+        replayed.append(trial.sound.replayed_steps)
+    yield {
+        "runner": "honest",
+        "tolerance": tolerance,
+        "runs": runs,
+        "found": dict(found),
+        "replayed": {"least": min(replayed), "median": statistics.median(replayed), "most": max(replayed)},
+    }
     for name in CHEATS:
         found = Counter()
         for run in range(size.of(5, 1)):
@@ -404,14 +438,16 @@ def main() -> None:
     parser.add_argument("--data", metavar="CIFAR10", type=Path, help="pictures; by default noise of their shape")
     parser.add_argument("--runs", type=int, default=300, help="runs of each runner for the refusals")
     parser.add_argument("--challenged", type=int, default=1, help="challenges of each of these runs")
+    parser.add_argument("--at-once", type=int, default=1, help="runners of refusals and curve that are at work at once")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    size = Size(options.quick, options.data, options.runs, options.challenged, options.at_once)
     results: dict[str, Any] = {"benchmark": "jobs", "python": platform.python_version(), "torch": torch.__version__}
     for name in options.only:
         start = time.perf_counter()
         rows = []
-        for row in PARTS[name](Size(options.quick, options.data, options.runs, options.challenged)):
+        for row in PARTS[name](size):
             rows.append(row)
             print(name, json.dumps(row), flush=True)
         results[name] = {"rows": rows, "seconds": time.perf_counter() - start}

@@ -1,5 +1,6 @@
 """What the commands of `owl job` share: options, keys, and the sandbox with what is shown of it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from awfulowl.jobs.hosting import Host, Source
     from awfulowl.jobs.keys import PrivateKeys
     from awfulowl.jobs.messages import Progress, Stage
+    from awfulowl.jobs.package import Opened
 
 ROLES: Final = ("client", "runner", "verifier")
 _STAGE_CHARS: Final = 80
@@ -34,6 +36,16 @@ Package = Annotated[
     Path, typer.Option("--package", metavar="FILE", help="What the client packed: never take it from the runner.")
 ]
 Proof = Annotated[Path, typer.Argument(metavar="PROOF", help="The folder that owl job run wrote.")]
+Client = Annotated[
+    str | None,
+    typer.Option(
+        "--client",
+        metavar="KEY",
+        help="The signing key of the client that you expect, 64 hex digits: a package names its client itself, and one "
+        "of another client is refused.",
+        show_default=False,
+    ),
+]
 Unsafe = Annotated[
     bool,
     typer.Option(
@@ -69,6 +81,35 @@ def read_keys(role: str, given: Path | None) -> "PrivateKeys":
     if given is None and not path.exists():
         raise InputError(f"there are no keys in {path}: make some with owl job keys {role}, or name others with --key")
     return PrivateKeys.load(path)
+
+
+def open_for(package: Path, keys: "PrivateKeys", client: str | None) -> "Opened":
+    """Open a package, if it is of the client that is expected.
+
+    Raises:
+        InputError: it is none, was altered, is sealed to others, or of another client; or `client` is no key.
+    """
+    from awfulowl.jobs.package import open_package
+
+    wanted = None if client is None else signing_key("--client", client)
+    opened = open_package(package, keys)
+    if wanted not in {None, opened.job.keys.client.signing}:
+        raise InputError(
+            f"{package} is of another client than you expect: it was signed by {opened.job.keys.client.signing}; get "
+            "the package from your client, or see whether --client is the [keys.client] signing of the order"
+        )
+    return opened
+
+
+def signing_key(option: str, given: str) -> str:
+    """Return the key that an option names, in hex.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", given):
+        raise InputError(f"{option}: a signing key is 64 hex digits in small letters, as in JOB.toml")
+    return given
 
 
 def host(package: "Source", keys: "PrivateKeys", *, unsafe: bool, listen: "Callable[..., None]") -> "Host":

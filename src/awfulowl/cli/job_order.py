@@ -9,6 +9,7 @@ import typer
 from awfulowl.cli import json_output
 from awfulowl.cli.job_options import (
     ROLES,
+    Client,
     Key,
     Package,
     PackageArgument,
@@ -16,6 +17,7 @@ from awfulowl.cli.job_options import (
     Unsafe,
     host,
     listener,
+    open_for,
     read_keys,
     usual_place,
 )
@@ -124,6 +126,7 @@ def run(
     package: PackageArgument,
     *,
     output: _ProofOutput = Path("proof"),
+    client: Client = None,
     key: Key = None,
     unsafe: Unsafe = False,
     json: Json = None,
@@ -138,9 +141,8 @@ def run(
     with Stages() as stages:
         with stages.stage("opening the package"):
             from awfulowl.cli import job_report
-            from awfulowl.jobs.package import open_package
 
-            opened = open_package(package, mine)
+            opened = open_for(package, mine, client)
         with stages.stage("running the job", total=1) as advance:
             host(opened, mine, unsafe=unsafe, listen=listener(stages, advance)).run(output)
     found = job_report.ran(opened.job, output, time.perf_counter() - started)
@@ -153,6 +155,7 @@ def answer(
     challenge: _Challenge,
     *,
     package: Package = Path("job.pkg"),
+    client: Client = None,
     key: Key = None,
     unsafe: Unsafe = False,
     json: Json = None,
@@ -163,9 +166,8 @@ def answer(
     with Stages() as stages:
         with stages.stage("opening the package"):
             from awfulowl.cli import job_report
-            from awfulowl.jobs.package import open_package
 
-            opened = open_package(package, mine)
+            opened = open_for(package, mine, client)
             asked = job_report.read_challenge(challenge, opened.job)
         with stages.stage("rebuilding states", total=1) as advance:
             host(opened, mine, unsafe=unsafe, listen=listener(stages, advance)).answer(proof, asked)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from awfulowl.cli import tables
 from awfulowl.cli.figures import UNKNOWN, count, counted, percent, size
+from awfulowl.cli.job_options import signing_key
 from awfulowl.errors import InputError, ProofError
 from awfulowl.files import write_whole
 from awfulowl.jobs import certificate, challenge, proof, records, state
@@ -25,6 +26,8 @@ from awfulowl.wire.text import plain
 _MOST_STATE_BYTES: Final = 64 * GIB
 _SHORT: Final = 16
 _LINE_CHARS: Final = 300
+_DEAR: Final = 0.2
+"""What verifying costs at most, as a share of a training that is not very short."""
 
 
 class Packed(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,25 +89,26 @@ def steps_of(asked: Challenge) -> int:
     return len(challenge.challenged(asked))
 
 
-def read_certificate(path: Path, verifier: str | None, model: Path | None) -> Certificate:
+def read_certificate(path: Path, *, verifier: str | None, client: str | None, model: Path | None) -> Certificate:
     """Check a certificate.
 
     Args:
         path: of the certificate.
         verifier: the key in hex that has to have signed it; None: the one that it names.
+        client: the key in hex of the client whose order it has to be; None: any.
         model: the state that it has to be about; None: any.
 
     Raises:
-        InputError: `verifier` is no key.
-        ProofError: it is damaged, changed, not signed by that verifier, or not about that state.
+        InputError: `verifier` or `client` is no key, or the file is no certificate.
+        ProofError: it is changed, not signed by that verifier, not of that client, or not about that state.
     """
     key = None
     if verifier is not None:
-        try:
-            key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(verifier))
-        except ValueError:
-            raise InputError("--verifier: a signing key is 64 hex digits, as in JOB.toml") from None
-    found = certificate.check(read_bounded(path, MOST_STATEMENT_BYTES), key)
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signing_key("--verifier", verifier)))
+    wanted = None if client is None else signing_key("--client", client)
+    found = certificate.check(read_bounded(path, MOST_STATEMENT_BYTES), key, str(path))
+    if wanted not in {None, found.client}:
+        raise ProofError(f"{path} is of another client's order: that of {found.client}")
     if model is not None:
         held = state.decode(read_bounded(model, _MOST_STATE_BYTES), found.steps, str(model))
         if not certificate.owns(found, held):
@@ -127,7 +131,7 @@ def write_file(path: Path, content: bytes) -> None:
 def show_packed(found: Packed, output: Path, console: Console) -> None:
     """Print what was packed."""
     rows = [
-        ("job", f"{found.name}, digest {found.job[:_SHORT]}..."),
+        ("job", f"{found.name}, digest {found.job}"),
         ("code", counted(found.code, "file")),
         ("data", ", ".join(f"{name} ({size(length)})" for name, length in found.data.items())),
         ("steps", UNKNOWN if found.steps is None else f"{count(found.steps)}; the first ones came out twice alike"),
@@ -139,7 +143,7 @@ def show_packed(found: Packed, output: Path, console: Console) -> None:
 def show_ran(found: Ran, output: Path, console: Console) -> None:
     """Print what came of a run."""
     rows = [
-        ("job", f"{found.name}, digest {found.job[:_SHORT]}..."),
+        ("job", f"{found.name}, digest {found.job}"),
         ("steps", count(found.steps)),
         ("proof", f"{output}, {size(found.proof_bytes)}"),
         ("time", f"{found.seconds:.1f} s"),
@@ -169,17 +173,18 @@ def show_answered(found: Answered, directory: Path, console: Console) -> None:
     tables.show(console, "Answered", tables.pairs(rows))
 
 
-def show_verdict(verdict: Verdict, output: Path | None, console: Console) -> None:
+def show_verdict(verdict: Verdict, job: Job, output: Path | None, console: Console) -> None:
     """Print a verdict, and what each check said."""
     table = tables.grid("check", ("verdict", "seconds"))
     for one in verdict.findings:
         table.add_row(Text(one.check), "passed" if one.reason is None else "refused", f"{one.seconds:.3f}")
     tables.show(console, "Checks", table)
     console.print()
-    cost = UNKNOWN if verdict.verification_cost is None else percent(verdict.verification_cost)
     rows = [
+        ("job", f"{job.name}, digest {verdict.job}"),
+        ("client", job.keys.client.signing),
         ("steps run here", f"{count(verdict.replayed_steps)}, for a proof of {count(verdict.steps)}"),
-        ("cost", f"{cost} of the training"),
+        ("cost", _cost(verdict)),
     ]
     if verdict.reason is not None:
         rows.append(("reason", plain(verdict.reason, _LINE_CHARS)))
@@ -187,6 +192,15 @@ def show_verdict(verdict: Verdict, output: Path | None, console: Console) -> Non
         rows.append(("certificate", str(output)))
     caught = f" by the check {verdict.caught_by!r}" if verdict.caught_by else ""
     tables.show(console, f"{verdict.status}{caught}".capitalize(), tables.pairs(rows))
+
+
+def _cost(verdict: Verdict) -> str:
+    if verdict.verification_cost is None:
+        return f"{UNKNOWN}: no step was run"
+    cost = f"{percent(verdict.verification_cost)} of the processor time of the whole training"
+    if verdict.verification_cost < _DEAR:
+        return cost
+    return f"{cost}, which is short: verifying takes about as long for {count(verdict.steps)} steps as for a million"
 
 
 def show_refusal(reason: str, console: Console) -> None:
@@ -198,7 +212,7 @@ def show_certificate(found: Certificate, *, trusted: bool, model: Path | None, c
     """Print what a certificate says."""
     exact = "bit by bit" if found.exact else "within the job's tolerance"
     rows = [
-        ("job", f"{found.name}, digest {found.job[:_SHORT]}..."),
+        ("job", f"{found.name}, digest {found.job}"),
         ("steps", f"{count(found.steps)}, of which {count(found.replayed)} were run again, {exact}"),
         ("a quarter faked", f"would have passed with probability {found.missed:.1e}"),
         ("client", found.client),

@@ -7,7 +7,7 @@ import typer
 
 from awfulowl.cli import json_output
 from awfulowl.cli.boundary import FAILED
-from awfulowl.cli.job_options import Key, Package, Proof, Unsafe, host, listener, read_keys
+from awfulowl.cli.job_options import Client, Key, Package, Proof, Unsafe, host, listener, open_for, read_keys
 from awfulowl.cli.options import Json
 from awfulowl.cli.terminal import Stages, report
 from awfulowl.errors import InputError
@@ -49,6 +49,15 @@ _Verifier = Annotated[
         show_default=False,
     ),
 ]
+_CertificateClient = Annotated[
+    str | None,
+    typer.Option(
+        "--client",
+        metavar="KEY",
+        help="The signing key of the client whose order it has to be, 64 hex digits.",
+        show_default=False,
+    ),
+]
 _Model = Annotated[
     Path | None,
     typer.Option(
@@ -65,6 +74,7 @@ def challenge(
     *,
     output: _ChallengeOutput = Path("challenge.json"),
     package: Package = Path("job.pkg"),
+    client: Client = None,
     key: Key = None,
     json: Json = None,
 ) -> None:
@@ -75,9 +85,8 @@ def challenge(
         from awfulowl.cli import job_report
         from awfulowl.jobs import challenge as challenges
         from awfulowl.jobs.hosting import Host
-        from awfulowl.jobs.package import open_package
 
-        drawn = Host(open_package(package, mine), mine).draw(proof)
+        drawn = Host(open_for(package, mine, client), mine).draw(proof)
         job_report.write_file(output, challenges.sign(drawn, mine.signing_key))
     json_output.write(drawn, json)
     job_report.show_challenge(drawn, output, report(json))
@@ -87,6 +96,7 @@ def verify(
     proof: Proof,
     *,
     package: Package = Path("job.pkg"),
+    client: Client = None,
     challenge: _Challenge = None,
     checks: _Checks = "sound",
     output: _CertificateOutput = None,
@@ -105,9 +115,8 @@ def verify(
     with Stages() as stages:
         with stages.stage("opening the package"):
             from awfulowl.cli import job_report
-            from awfulowl.jobs.package import open_package
 
-            opened = open_package(package, mine)
+            opened = open_for(package, mine, client)
             asked = None if challenge is None else job_report.read_challenge(challenge, opened.job)
         with stages.stage("verifying", total=1) as advance:
             here = host(opened, mine, unsafe=unsafe, listen=listener(stages, advance))
@@ -116,12 +125,19 @@ def verify(
     if accepted and output is not None:
         job_report.write_file(output, here.certify(verdict))
     json_output.write(verdict, json)
-    job_report.show_verdict(verdict, output if accepted else None, report(json))
+    job_report.show_verdict(verdict, opened.job, output if accepted else None, report(json))
     if not accepted:
         raise typer.Exit(FAILED)
 
 
-def certificate(file: _Certificate, *, verifier: _Verifier = None, model: _Model = None, json: Json = None) -> None:
+def certificate(
+    file: _Certificate,
+    *,
+    verifier: _Verifier = None,
+    client: _CertificateClient = None,
+    model: _Model = None,
+    json: Json = None,
+) -> None:
     """Check a certificate, offline; with --model also whether a model is the one that it is about. Exit code 0: yes.
 
     Whoever holds the certificate and the last state can show whose training made the model.
@@ -134,7 +150,7 @@ def certificate(file: _Certificate, *, verifier: _Verifier = None, model: _Model
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     try:
-        found = job_report.read_certificate(file, verifier, model)
+        found = job_report.read_certificate(file, verifier=verifier, client=client, model=model)
     except ProofError as error:
         job_report.show_refusal(str(error), report(json))
         raise typer.Exit(FAILED) from None

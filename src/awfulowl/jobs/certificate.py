@@ -12,7 +12,7 @@ from msgspec import Meta
 from awfulowl.errors import InputError, ProofError
 from awfulowl.jobs import signing
 from awfulowl.jobs.checks.catalogue import SOUND
-from awfulowl.jobs.job import VERSION, Digest, Job, Key, Name, Positive
+from awfulowl.jobs.job import VERSION, Digest, Job, Key, Name, Positive, is_small
 from awfulowl.jobs.state import State, digest
 from awfulowl.jobs.verify import Verdict
 
@@ -80,21 +80,25 @@ def issue(verdict: Verdict, job: Job, key: Ed25519PrivateKey, at: str) -> bytes:
     return signing.sign(body, key)
 
 
-def check(content: bytes, verifier: Ed25519PublicKey | None = None) -> Certificate:
+def check(content: bytes, verifier: Ed25519PublicKey | None = None, where: str = "this") -> Certificate:
     """Check a certificate.
 
     Args:
         content: of its file.
         verifier: the key that has to have signed it; None: the one that it names, which says only that it is whole.
+        where: it comes from, for messages.
 
     Raises:
-        ProofError: it is damaged, changed, or signed by another key than that.
+        InputError: it is no certificate.
+        ProofError: it was changed, or signed by another key than that.
     """
     try:
         named = msgspec.json.decode(content, type=signing.Signed[Certificate]).body.verifier
-        key = verifier or Ed25519PublicKey.from_public_bytes(bytes.fromhex(named))
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise ProofError(f"this is no certificate: {error}") from error
+        raise InputError(f"{where} is no certificate, or not whole: {error}") from error
+    if is_small(named):
+        raise ProofError(f"{where} names a verifier whose key is none: everybody can sign for it")
+    key = verifier or Ed25519PublicKey.from_public_bytes(bytes.fromhex(named))
     found = signing.check(content, Certificate, key, "the certificate")
     if bytes.fromhex(found.verifier) != key.public_bytes_raw():
         raise ProofError("the certificate names another verifier than the one that signed it")

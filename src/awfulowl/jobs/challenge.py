@@ -1,5 +1,7 @@
 """What a verifier asks after the commitment, and how a runner answers: with states, each under the committed root."""
 
+import heapq
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -16,7 +18,7 @@ from awfulowl.jobs.loop import EVALUATED_PARTS, HONEST, Conduct, Trainer, Work, 
 from awfulowl.jobs.machine import Machine
 from awfulowl.jobs.merkle import digest_of
 from awfulowl.jobs.proof import Proof, read_commitment, read_digests, read_state, state_path, tree, write_aside
-from awfulowl.jobs.records import Step, read_bounded
+from awfulowl.jobs.records import Iteration, Step, read_bounded
 from awfulowl.jobs.state import State, encode
 from awfulowl.limits import MIB
 from awfulowl.randomness import SYSTEM, Entropy
@@ -217,5 +219,10 @@ def _some(of: Sequence[int], count: int, entropy: Entropy) -> list[int]:
 
 
 def _largest(proof: Proof, count: int) -> list[int]:
-    rows = [row for row in proof.log.iterations if row.step < proof.commitment.steps]
-    return [row.step for row in sorted(rows, key=lambda row: row.rate * row.norm, reverse=True)[:count]]
+    rows = (row for row in proof.log.iterations if row.step < proof.commitment.steps)
+    return [row.step for row in heapq.nlargest(count, rows, key=_update)]
+
+
+def _update(row: Iteration) -> float:
+    size = row.rate * row.norm
+    return size if size == size else math.inf  # noqa: PLR0124 - NaN is larger than nothing, and would hide others

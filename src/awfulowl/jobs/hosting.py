@@ -21,6 +21,7 @@ from awfulowl.jobs import challenge as challenges
 from awfulowl.jobs import proof as proofs
 from awfulowl.jobs.challenge import Challenge
 from awfulowl.jobs.checks.catalogue import Which
+from awfulowl.jobs.failures import Failure
 from awfulowl.jobs.job import Bounds, Job, canonical
 from awfulowl.jobs.keys import PrivateKeys
 from awfulowl.jobs.machine import this_machine
@@ -42,7 +43,7 @@ _OVER: Final = {
     "processes": "started more than its {0.processes} processes and threads",
     "disk": "wrote more to the disk than its {0.disk_bytes} bytes",
 }
-_FAILED: Final[dict[messages.Failure, str]] = {
+_FAILED: Final[dict[Failure, str]] = {
     "raised": "its code raised",
     "refused": "it cannot be run",
     "ended": "its code ended by itself, or spoke out of turn",

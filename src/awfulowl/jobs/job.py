@@ -29,9 +29,11 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from msgspec import Meta
 
 from awfulowl.errors import InputError
+from awfulowl.jobs.explaining import explained
 from awfulowl.jobs.merkle import digest_of
 from awfulowl.limits import GIB, KIB, MIB
 
@@ -92,8 +94,8 @@ class Proving(_Strict, frozen=True, kw_only=True):
     segment: Annotated[int, Meta(ge=1, le=10)] = 2
     """Steps that are run again for each challenge where runner and verifier cannot agree bit by bit."""
     tolerance: Annotated[float, Meta(gt=0, lt=1)] | None = None
-    """Largest error of such a segment, relative to how far it moves; measured by `loop.calibrate`. Without it only
-    proofs of the verifier's own class are accepted."""
+    """Largest error of such a segment, relative to how far it moves; measured by `segments.calibrate`. Without it
+    only proofs of the verifier's own class are accepted."""
 
 
 class Logging(_Strict, frozen=True, kw_only=True):
@@ -112,6 +114,21 @@ class Bounds(_Strict, frozen=True, kw_only=True):
     time_s: Annotated[float, Meta(gt=0)] = 7 * 86400.0
 
 
+_PRIME: Final = 2**255 - 19
+_EIGHTH: Final = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
+_SMALL: Final = frozenset({0, 1, _PRIME - 1, _EIGHTH, _PRIME - _EIGHTH})
+_ANYBODY: Final = X25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+
+def is_small(signing: str) -> bool:
+    """Say whether an Ed25519 key, in hex, is a point whose order divides 8.
+
+    These are the eight points with a y of 0, 1, -1 or one of two others (Chalkias, Garillot, Nikolaenko, "Taming the
+    many EdDSAs", 2020, table 1), encoded by numbers below the prime or not.
+    """
+    return (int.from_bytes(bytes.fromhex(signing), "little") & (1 << 255) - 1) % _PRIME in _SMALL
+
+
 class Party(_Strict, frozen=True, kw_only=True):
     """The public keys of one who takes part."""
 
@@ -119,6 +136,19 @@ class Party(_Strict, frozen=True, kw_only=True):
     """Ed25519."""
     sealing: Key
     """X25519."""
+
+    def __post_init__(self) -> None:
+        """Refuse points of small order.
+
+        Raises:
+            ValueError: everybody can sign for that key, or knows what is sealed to it.
+        """
+        if is_small(self.signing):
+            raise ValueError("`signing` is no key but a point of small order, for which everybody can sign")
+        try:
+            _ANYBODY.exchange(X25519PublicKey.from_public_bytes(bytes.fromhex(self.sealing)))
+        except ValueError:
+            raise ValueError("`sealing` is no key but a point of small order: everybody knows its secrets") from None
 
     def verifying_key(self) -> Ed25519PublicKey:
         """Return the key that checks this party's signatures."""
@@ -204,7 +234,7 @@ def read_job_file(path: Path) -> JobFile:
     try:
         found = msgspec.toml.decode(content, type=JobFile)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {explained(error, JobFile)}") from error
     _check(found.task, found.training, str(path))
     return found
 

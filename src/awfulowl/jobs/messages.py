@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from awfulowl.errors import ProtocolError
 from awfulowl.jobs.checks.catalogue import Which
+from awfulowl.jobs.failures import Failure
 from awfulowl.limits import MIB
 
 MAX_ORDER_BYTES: Final = 128 * MIB
@@ -19,9 +20,6 @@ MAX_EVENT_BYTES: Final = 16 * MIB
 _LENGTH_BYTES: Final = 4
 
 Action = Literal["preflight", "run", "answer", "verify"]
-Failure = Literal["raised", "refused", "ended", "memory", "disk", "processes", "network"]
-"""Why code failed by itself: it raised or was at fault, the platform refused it, it ended without a word, or it met
-a bound and said so."""
 Word = Annotated[str, Meta(max_length=4096)]
 
 

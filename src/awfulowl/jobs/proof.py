@@ -269,21 +269,27 @@ class _Writer:
         begun = digest(trainer.state())
         content = stored.read_bytes() if stored.exists() else b""
         known = [content[place : place + DIGEST_BYTES] for place in range(0, len(content), DIGEST_BYTES)]
-        records = log.read_bytes() if log.exists() else b""
-        found = list(frames(records, self._work.job, self._key.public_key(), torn=True))
-        for frame in reversed(found if known[:1] == [begun] else []):
-            state = self._stored(frame.batch.last, known, trainer)
+        for last, end, named in reversed(self._marks(log) if known[:1] == [begun] else []):
+            state = self._stored(last, known, trainer)
             if state is not None:
                 trainer.load(state)
                 self.digests = known[: state.step + 1]
-                self._before, self._resumed = frame.digest, True
-                os.truncate(log, frame.end)
+                self._before, self._resumed = named, True
+                os.truncate(log, end)
                 break
         else:
             self.digests = [begun]
             log.write_bytes(b"")
         stored.write_bytes(b"".join(self.digests))
         self._written, self._first = len(self.digests), trainer.step
+
+    def _marks(self, log: Path) -> list[tuple[int, int, bytes]]:
+        """Return of each batch of the log the step that comes next, where it ends in the file, and its digest."""
+        if not log.exists():
+            return []
+        with log.open("rb") as file:
+            found = frames(file, self._work.job, self._key.public_key(), torn=True)
+            return [(batch.last, end, named) for batch, end, named in found]
 
     def _stored(self, step: int, known: Sequence[bytes], trainer: Trainer) -> State | None:
         if not self._work.kept(step) or step >= len(known):

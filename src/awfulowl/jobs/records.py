@@ -2,15 +2,22 @@
 
 A file of frames: length (4 bytes), signature (64 bytes), batch in msgpack. Each batch names the digest of the one
 before it, the first one the job, so that none can be left out, repeated, or taken from another job.
+
+A log may be larger than the memory of whoever reads it, who believes nobody: it is read batch by batch, as often as
+somebody goes through it.
 """
 
 import errno
 import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple
+from typing import IO, Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -26,6 +33,8 @@ MOST_FRAME_BYTES: Final = 8 * MIB
 MOST_RECORDS: Final = 16384
 """Records of one kind in a batch."""
 MOST_LOG_BYTES: Final = 1024 * MIB
+MOST_BATCHES: Final = 1 << 20
+"""Of a log: as many signatures take a minute to check."""
 
 _SIGNATURE_BYTES: Final = 64
 _LENGTH_BYTES: Final = 4
@@ -33,6 +42,7 @@ _BATCH: Final = "awfulowl records"
 _NO_FILE: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 
 Step = Annotated[int, Meta(ge=0, le=MOST_STEPS)]
+Kind = TypeVar("Kind")
 
 
 class _Record(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -84,13 +94,34 @@ class Frame(NamedTuple):
     digest: bytes
 
 
+class Rows(Collection[Kind]):
+    """Records of one kind: whoever goes through them reads the log again, and has one batch in memory at a time."""
+
+    def __init__(
+        self, batches: Callable[[], Iterator[RecordBatch]], pick: Callable[[RecordBatch], Iterable[Kind]], length: int
+    ) -> None:
+        self._batches: Final = batches
+        self._pick: Final = pick
+        self._length: Final = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Kind]:
+        for batch in self._batches():
+            yield from self._pick(batch)
+
+    def __contains__(self, value: object) -> bool:
+        return any(one == value for one in self)
+
+
 class Log(NamedTuple):
     """All records of a training, in order."""
 
-    iterations: Sequence[Iteration]
-    samples: Sequence[Sample]
-    evaluations: Sequence[Evaluation]
-    resumed: Sequence[int]
+    iterations: Collection[Iteration]
+    samples: Collection[Sample]
+    evaluations: Collection[Evaluation]
+    resumed: Collection[int]
     """Steps from which the runner went on after it had been ended."""
     head: bytes
     """Digest of the last batch."""
@@ -108,22 +139,29 @@ def encode_frame(batch: RecordBatch, key: Ed25519PrivateKey) -> tuple[bytes, byt
     return b"".join((len(content).to_bytes(_LENGTH_BYTES, "big"), key.sign(named), content)), named
 
 
-def frames(content: bytes, job: Job, key: Ed25519PublicKey, *, torn: bool = False) -> Iterator[Frame]:
-    """Yield the frames of a log.
+def frames(file: IO[bytes], job: Job, key: Ed25519PublicKey | None, *, torn: bool = False) -> Iterator[Frame]:
+    """Yield the frames of a log, one at a time.
 
     Args:
-        content: of the whole file.
+        file: of the log.
         job: that the first frame has to name.
-        key: of the runner.
+        key: of the runner; None: signatures were checked before, and the chain alone is followed.
         torn: the writer may have been ended at any moment: stop where the frames stop.
 
     Raises:
-        ProofError: a frame is cut short, unsigned, out of its order or no batch, and the log is not `torn`.
+        ProofError: a frame is cut short, unsigned, out of its order or no batch, and the log is not `torn`; or the log
+            is over a limit.
     """
-    place, before = 0, genesis(job)
-    while place < len(content):
+    size, place, before = os.fstat(file.fileno()).st_size, 0, genesis(job)
+    if size > MOST_LOG_BYTES:
+        raise ProofError(f"the log is larger than {MOST_LOG_BYTES} bytes")
+    for number in count():
+        if place >= size:
+            return
+        if number == MOST_BATCHES:
+            raise ProofError(f"the log has more than {MOST_BATCHES} batches")
         try:
-            frame = _frame(content, place, before, key)
+            frame = _frame(file, place, before, key)
         except ProofError:
             if torn:
                 return
@@ -132,15 +170,16 @@ def frames(content: bytes, job: Job, key: Ed25519PublicKey, *, torn: bool = Fals
         place, before = frame.end, frame.digest
 
 
-def _frame(content: bytes, place: int, before: bytes, key: Ed25519PublicKey) -> Frame:
-    start = place + _LENGTH_BYTES + _SIGNATURE_BYTES
-    length = int.from_bytes(content[place : place + _LENGTH_BYTES], "big")
-    if length > MOST_FRAME_BYTES or start + length > len(content):
+def _frame(file: IO[bytes], place: int, before: bytes, key: Ed25519PublicKey | None) -> Frame:
+    head = file.read(_LENGTH_BYTES + _SIGNATURE_BYTES)
+    length = int.from_bytes(head[:_LENGTH_BYTES], "big")
+    body = file.read(length) if length <= MOST_FRAME_BYTES else b""
+    if len(head) < _LENGTH_BYTES + _SIGNATURE_BYTES or len(body) != length:
         raise ProofError(f"the log is cut short, or damaged, at byte {place}")
-    body = content[start : start + length]
     named = digest_of(_BATCH, body)
     try:
-        key.verify(content[place + _LENGTH_BYTES : start], named)
+        if key is not None:
+            key.verify(head[_LENGTH_BYTES:], named)
         batch = msgspec.msgpack.decode(body, type=RecordBatch)
     except InvalidSignature:
         raise ProofError(f"the log's batch at byte {place} is not signed by the runner") from None
@@ -148,34 +187,53 @@ def _frame(content: bytes, place: int, before: bytes, key: Ed25519PublicKey) -> 
         raise ProofError(f"the log's batch at byte {place} holds no records: {error}") from error
     if batch.before != before:
         raise ProofError(f"the log's batch at byte {place} does not follow the one before it, or is of another job")
-    return Frame(batch, start + length, named)
+    return Frame(batch, place + len(head) + length, named)
 
 
 def read_log(path: Path, job: Job) -> Log:
-    """Read the whole log of a job.
+    """Check the log of a job from end to end, and return what reads it again, batch by batch.
 
     Raises:
-        ProofError: missing, too large, damaged, of another job or not signed by its runner.
+        ProofError: missing, too large, damaged, of another job or not signed by its runner; when it is read again, too.
     """
-    content = read_bounded(path, MOST_LOG_BYTES)
-    log = Log([], [], [], [], genesis(job))
-    for batch, _, named in frames(content, job, job.keys.runner.verifying_key()):
-        log = log._replace(head=named)
-        log.iterations.extend(batch.iterations)  # type: ignore[attr-defined]
-        log.samples.extend(batch.samples)  # type: ignore[attr-defined]
-        log.evaluations.extend(batch.evaluations)  # type: ignore[attr-defined]
-        if batch.resumed:
-            log.resumed.append(batch.first)  # type: ignore[attr-defined]
-    return log
+    head, counts = genesis(job), [0, 0, 0, 0]
+    with _opened(path) as file:
+        for batch, _, named in frames(file, job, job.keys.runner.verifying_key()):
+            head = named
+            for place, pick in enumerate(_PICKS):
+                counts[place] += len(pick(batch))
+
+    def again() -> Iterator[RecordBatch]:
+        found = genesis(job)
+        with _opened(path) as file:
+            for batch, _, found in frames(file, job, None):  # noqa: B007 - the last one counts
+                yield batch
+        if found != head:
+            raise ProofError(f"{path} changed while it was read")
+
+    iterations, samples, evaluations, resumed = map(partial(Rows, again), _PICKS, counts)
+    return Log(iterations, samples, evaluations, resumed, head)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
     """Return the content of a plain file of at most `limit` bytes.
 
-    What was opened is looked at, not the name: a pipe put in its place meanwhile would keep a reader for ever.
-
     Raises:
         ProofError: there is no such file, or it is larger.
+    """
+    with _opened(path) as file:
+        # No more is asked for than there is: a reader of files allocates what it is asked for.
+        content = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+    if len(content) > limit:
+        raise ProofError(f"{path} is larger than {limit} bytes")
+    return content
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a plain file, without following a link.
+
+    What was opened is looked at, not the name: a pipe put in its place meanwhile would keep a reader for ever.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -183,21 +241,24 @@ def read_bounded(path: Path, limit: int) -> bytes:
         kind = "is missing, or no plain file" if error.errno in _NO_FILE else f"cannot be read: {error.strerror}"
         raise ProofError(f"{path} {kind}") from error
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ProofError(f"{path} is missing, or no plain file")
         with open(descriptor, "rb", closefd=False) as file:
-            # No more is asked for than there is: a reader of files allocates what it is asked for.
-            content = file.read(min(limit, status.st_size) + 1)
+            yield file
     except OSError as error:
         raise ProofError(f"{path} cannot be read: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    if len(content) > limit:
-        raise ProofError(f"{path} is larger than {limit} bytes")
-    return content
 
 
 def finite(row: Iteration) -> bool:
     """Say whether all numbers of a record are finite."""
     return all(map(math.isfinite, (row.loss, row.rate, row.norm, row.at)))
+
+
+_PICKS: Final[tuple[Callable[[RecordBatch], Sequence[Any]], ...]] = (
+    attrgetter("iterations"),
+    attrgetter("samples"),
+    attrgetter("evaluations"),
+    lambda batch: (batch.first,) if batch.resumed else (),
+)

@@ -12,6 +12,7 @@ from awfulowl.jobs import challenge as challenges
 from awfulowl.jobs.challenge import ANSWERS, Challenge
 from awfulowl.jobs.checks.base import Case, Check, Cost, Own, States, timed
 from awfulowl.jobs.checks.catalogue import Which, chosen
+from awfulowl.jobs.failures import Blamed
 from awfulowl.jobs.loop import Trainer, Work, repeatable
 from awfulowl.jobs.merkle import belongs
 from awfulowl.jobs.proof import STATES, Proof, leaf, read, read_digests, read_state, tree
@@ -199,7 +200,7 @@ class _Rebuilt(States):
         if nearest > self._trainer.step or step < self._trainer.step:
             self._trainer.load(self.stored(nearest))
         while self._trainer.step < step:
-            with timed(self._own.cost):
+            with timed(self._own.cost), Blamed(self._trainer.step):
                 self._trainer.advance()
             self._own.held(self._trainer.state(), self._digests[self._trainer.step])
         return self._trainer.state()

@@ -4,12 +4,9 @@ It holds no key. Where it would sign it leaves the signature blank (`BLANK`); th
 signed, decides, and fills it in (`countersign`).
 """
 
-import errno
 import os
-import socket
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, NoReturn
@@ -23,12 +20,12 @@ from awfulowl.jobs import plain, verify
 from awfulowl.jobs import proof as proofs
 from awfulowl.jobs.archive import unpack
 from awfulowl.jobs.countersign import BLANK
+from awfulowl.jobs.failures import failure
 from awfulowl.jobs.importing import ROOT, find, importable
 from awfulowl.jobs.job import Job, decode_job, digests
 from awfulowl.jobs.loop import Trainer, Work, preflight, prepare, repeatable
 from awfulowl.jobs.messages import (
     Failed,
-    Failure,
     Finished,
     Order,
     Progress,
@@ -40,8 +37,6 @@ from awfulowl.jobs.messages import (
 from awfulowl.jobs.task import Script, Task
 
 _TEXT_CHARS: Final = 1000
-_NETWORK: Final = {errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED}
-_DISK: Final = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 class BlankKey(Ed25519PrivateKey):
@@ -155,38 +150,13 @@ class _Throttled:
 
 def _report(outbox: IO[bytes], error: BaseException, trace: TracebackType | None) -> None:
     """Say what went wrong; of the client's code the place, and never its text."""
-    reasons: list[Failure] = [reason for one in _chain(error) if (reason := _classified(one)) is not None]
     if isinstance(error, AwfulOwlError):
         text = str(error)
     else:
         places = [frame for frame in traceback.extract_tb(trace) if frame.filename.startswith(ROOT)]
         place = f" (in {places[-1].filename.removeprefix(ROOT)}, line {places[-1].lineno})" if places else ""
         text = f"{type(error).__name__}: {str(error)[:_TEXT_CHARS]}{place}"
-    write(outbox, Failed(reasons[0] if reasons else "raised", text[:_TEXT_CHARS]))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        reason = getattr(error, "reason", None)  # of urllib's errors
-        error = error.__cause__ or error.__context__ or (reason if isinstance(reason, BaseException) else None)
-
-
-def _classified(error: BaseException) -> Failure | None:
-    text = str(error)
-    if isinstance(error, AwfulOwlError):
-        return "refused"
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return "memory"
-    if isinstance(error, socket.gaierror) or (isinstance(error, OSError) and error.errno in _NETWORK):
-        return "network"
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return "disk"
-    if isinstance(error, BlockingIOError) or "can't start new thread" in text:
-        return "processes"
-    return None
+    write(outbox, Failed(failure(error), text[:_TEXT_CHARS]))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,27 @@
 """What every check keeps: an honest proof passes, and there is a proof that it refuses."""
 
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import pytest
 import torch
 
 from awfulowl.jobs import proof
-from awfulowl.jobs.challenge import Challenge
-from awfulowl.jobs.checks import epochs
-from awfulowl.jobs.checks.base import Case, Check, Own
+from awfulowl.jobs.challenge import Challenge, draw
+from awfulowl.jobs.checks import epochs, log, printed_epochs
+from awfulowl.jobs.checks.base import Case, Check, Own, States
 from awfulowl.jobs.checks.catalogue import PRINTED, SOUND, chosen
 from awfulowl.jobs.checks.log import SoundLog
 from awfulowl.jobs.checks.printed_logs import PrintedMemory, PrintedUtilisation
 from awfulowl.jobs.loop import EVALUATED_PARTS, Conduct, Row, Trainer, Work, repeatable
+from awfulowl.jobs.machine import this_machine
 from awfulowl.jobs.proof import Proof
 from awfulowl.jobs.records import Evaluation, Iteration, Log, Sample
 from awfulowl.jobs.verify import _Rebuilt
-from tests.unit.jobs.small import STEPS, everything, made, small_work
+from tests.unit.jobs.small import STEPS, Small, everything, made, small_work
 
 CHECKS = {check.name: check for check in (*SOUND, *PRINTED)}
 
@@ -45,7 +48,11 @@ def refusal(
 
 
 def with_log(**changed: Any) -> Callable[[Proof], Proof]:
-    return lambda one: one._replace(log=one.log._replace(**{name: make(one.log) for name, make in changed.items()}))
+    def change(one: Proof) -> Proof:
+        whole = one.log._replace(evaluations=list(one.log.evaluations))
+        return one._replace(log=whole._replace(**{name: make(whole) for name, make in changed.items()}))
+
+    return change
 
 
 def rows(change: Callable[[Sequence[Iteration]], Sequence[Iteration]]) -> Callable[[Proof], Proof]:
@@ -201,6 +208,107 @@ def test_the_limit_alarms_as_often_as_it_says() -> None:
 def test_students_t(tail: float, freedom: int, value: float) -> None:
     """Against tables; the last one against scipy.stats.t.isf(5e-7, 7)."""
     assert epochs.student(tail, freedom) == pytest.approx(value, rel=1e-3)
+
+
+class Flow(Collection[Any]):
+    """Records that are made one by one, and count how many of them are alive."""
+
+    alive = 0
+    most = 0
+
+    def __init__(self, count: int, make: Callable[[int], Any]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, value: object) -> bool:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Any]:
+        return (Counted(self._make(place)) for place in range(self._count))
+
+
+class Counted:
+    def __init__(self, value: object) -> None:
+        self._value = value
+        Flow.alive += 1
+        Flow.most = max(Flow.most, Flow.alive)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._value, name)
+
+    def __del__(self) -> None:
+        Flow.alive -= 1
+
+
+def long_log(count: int, ends: Sequence[int], lr: float) -> Log:
+    return Log(
+        Flow(count, lambda step: Iteration(step, 1.0 / (step + 1), lr, 1.0, float(step))),
+        Flow(count, lambda place: Sample(float(place), 0.5 + 0.4 * (place % 2), 100 + 100 * (place > 0))),
+        Flow(len(ends), lambda place: Evaluation(ends[place], 1.0)),
+        Flow(0, lambda _: 0),
+        b"",
+    )
+
+
+def test_no_check_keeps_the_log_in_memory(whole: Path) -> None:
+    """By construction, whatever the length: only a few records are alive at any time."""
+    steps = 3000
+    work = small_work(Level(), steps=steps)
+    found = proof.read(whole, small_work().job)
+    found = found._replace(
+        job=work.job,
+        commitment=msgspec.structs.replace(found.commitment, steps=steps),
+        log=long_log(steps, work.ends, work.job.training.lr),
+    )
+    Flow.most = 0
+    wanted = draw(found, this_machine(1))
+    assert len(wanted.largest) == found.job.proving.largest
+    assert Flow.most <= found.job.proving.largest + 3
+    with repeatable(1):
+        case = Case(Own(work), found, wanted, cast("States", None))
+    logs = [SoundLog(), *(check for check in PRINTED if type(check).__module__.endswith("printed_logs"))]
+    assert len(logs) == 4
+    Flow.most = 0
+    assert [check.refuse(case) for check in logs] == [None] * len(logs)
+    assert len(printed_epochs._moments(case)) == len(work.ends)
+    assert 0 < Flow.most <= 8
+    told = case.told()
+    assert set(told) == set(case.challenged)
+    assert Flow.alive == len(told) < 100
+
+
+class Level(Small):
+    """At one rate from the first step to the last."""
+
+    def rate(self, step: int, steps: int) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize(("kept", "twice", "found"), [(1 << 16, 8, True), (200, 8, False), (200, 40, True)])
+def test_of_a_long_log_stretches_told_twice_are_found_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, kept: int, twice: int, found: bool
+) -> None:
+    """With 3,000 records and 200 windows kept every 15th is: 8 records told twice slip through, 40 do not."""
+    monkeypatch.setattr(log, "KEPT", kept)
+    rows = [Iteration(step, 1.0 / (step + 1), 1.0, 1.0, 0.0) for step in range(3000)]
+    assert log._repeats(cast("Case", None), rows) is None
+    rows[2001 : 2001 + twice] = [altered(row, step=2001 + place) for place, row in enumerate(rows[1001 : 1001 + twice])]
+    assert (log._repeats(cast("Case", None), rows) is not None) is found
+
+
+@pytest.mark.parametrize("losses", [[1.0], [1.0, 3.0], [2.5, 2.5, 2.5], [1e6 + place for place in range(100)]])
+def test_moments_are_those_of_statistics(work: Work, whole: Path, losses: list[float]) -> None:
+    found = proof.read(whole, work.job)
+    rows = [Iteration(0, loss, 1.0, 1.0, 0.0) for loss in losses]
+    found = found._replace(log=found.log._replace(iterations=rows))
+    with repeatable(1):
+        case = Case(Own(work), found, everything(work, whole), cast("States", None))
+    count, mean, squares = printed_epochs._moments(case)[0]
+    assert count == len(losses)
+    assert mean == pytest.approx(statistics.fmean(losses))
+    assert squares == pytest.approx(statistics.pvariance(losses) * len(losses))
 
 
 def test_a_log_has_what_checks_read() -> None:

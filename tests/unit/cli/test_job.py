@@ -279,11 +279,65 @@ def test_a_certificate_is_checked_offline(owl: Owl, package: Path, people: Peopl
         code, out, _ = owl("job", "certificate", "certificate.json", *words)
         assert code == 1
         assert out.startswith("Refused: ")
-    assert owl("job", "certificate", "JOB.toml").code == 1
+    code, out, err = owl("job", "certificate", "JOB.toml")
+    assert (code, out) == (2, "")
+    assert "JOB.toml is no certificate" in err
     content = bytearray(path.read_bytes())
     for place in range(0, len(content), 31):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        assert owl("job", "certificate", "certificate.json").code == 1
+        assert owl("job", "certificate", "certificate.json").code in {1, 2}  # 2: it can no longer be read as one
+    path.write_bytes(content.replace(b'"steps": 40', b'"steps": 41'))
+    assert owl("job", "certificate", "certificate.json").code == 1
+
+
+def test_certificates_of_other_clients_are_refused_where_one_is_expected(
+    owl: Owl, package: Path, people: People, home: Path
+) -> None:
+    here = Host(open_package(package, people.verifier), people.verifier)
+    content = here.certify(msgspec.structs.replace(VERDICT, job=here.job.digest.hex()))
+    (home / "work" / "certificate.json").write_bytes(content)
+    code, out, _ = owl("job", "certificate", "certificate.json", "--client", people.client.public.signing)
+    assert code == 0
+    assert here.job.digest.hex() in out
+    code, out, _ = owl("job", "certificate", "certificate.json", "--client", people.runner.public.signing)
+    assert code == 1
+    assert "of another client's order" in out
+    assert owl("job", "certificate", "certificate.json", "--client", "me").code == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["run", "job.pkg"], ["verify", "code"], ["challenge", "code"], ["answer", "code", "JOB.toml"]]
+)
+def test_packages_of_other_clients_are_refused_where_one_is_expected(
+    owl: Owl, package: Path, people: People, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    for act in ("run", "verify", "draw", "answer"):
+        monkeypatch.setattr(Host, act, lambda *_, **__: pytest.fail("the package was used"))
+    code, out, err = owl("job", *words, "--client", people.runner.public.signing)
+    assert (code, out) == (2, "")
+    assert f"signed by {people.client.public.signing}" in err
+    code, _, err = owl("job", *words, "--client", "me")
+    assert code == 2
+    assert "64 hex digits" in err
+
+
+def test_a_verdict_says_on_whose_order_it_is_and_why_it_was_dear(
+    owl: Owl, package: Path, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = open_package(package, people.verifier).job.digest.hex()
+    client = people.client.public.signing
+    for cost, said in (
+        (0.98, "which is short"),
+        (0.01, "1.0 % of the processor time of the whole training "),
+        (None, "no step was run"),
+    ):
+        verdict = msgspec.structs.replace(VERDICT, job=job, verification_cost=cost)
+        monkeypatch.setattr(Host, "verify", lambda *_, verdict=verdict, **__: verdict)
+        code, out, _ = owl("job", "verify", "code", "--client", client)
+        assert code == 0
+        assert job in out
+        assert client in out
+        assert said in out
 
 
 class Screen(io.StringIO):

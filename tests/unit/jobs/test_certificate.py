@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from awfulowl.errors import InputError, ProofError
 from awfulowl.jobs import signing
@@ -73,9 +74,24 @@ def test_changed_certificates(work: Work, accepted: Verdict) -> None:
         other = {**found, "body": {**found["body"], field: value}}
         with pytest.raises(ProofError, match="not signed"):
             check(json.dumps(other).encode(), SIGNERS.verifier.public_key())
-    for broken in (b"", content[:-40], b"{}", b"\xff"):
-        with pytest.raises(ProofError):
-            check(broken)
+
+
+@pytest.mark.parametrize("broken", [b"", b"{}", b"\xff", b'version = 1\nname = "x"\n', b"[" * 100_000])
+def test_what_is_no_certificate_is_bad_input_and_no_refusal(broken: bytes) -> None:
+    with pytest.raises(InputError, match=r"JOB.toml is no certificate") as caught:
+        check(broken, where="JOB.toml")
+    assert not isinstance(caught.value, ProofError)
+
+
+def test_a_key_that_everybody_signs_for_certifies_nothing(work: Work, accepted: Verdict) -> None:
+    """The signature R = the neutral point, S = 0 is one of every message for the neutral point as a key."""
+    body = check(issue(accepted, work.job, SIGNERS.verifier, AT))
+    neutral = (1).to_bytes(32, "little")
+    anybody = msgspec.structs.replace(body, verifier=neutral.hex())
+    Ed25519PublicKey.from_public_bytes(neutral).verify(neutral + bytes(32), b"any message")
+    forged = json.dumps({"body": msgspec.to_builtins(anybody), "signature": (neutral + bytes(32)).hex()}).encode()
+    with pytest.raises(ProofError, match="everybody can sign"):
+        check(forged)
 
 
 def test_a_certificate_names_its_signer(work: Work, accepted: Verdict) -> None:

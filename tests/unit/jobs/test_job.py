@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from awfulowl.errors import InputError
-from awfulowl.jobs.job import Job, JobFile, bind, canonical, decode_job, read_job_file
+from awfulowl.jobs.job import _SMALL, Job, JobFile, bind, canonical, decode_job, is_small, read_job_file
+from awfulowl.jobs.keys import PrivateKeys
 from tests.unit.jobs.small import SIGNERS, small_work
 
 PARTY = f'signing = "{"a" * 64}"\nsealing = "{"b" * 64}"'
@@ -55,7 +56,10 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
     [
         ("version = 1", "version = 2", "version"),
         ('name = "digits"', 'name = "../digits"', "name"),
-        ('name = "digits"', 'name = "digits"\ncolour = "x"', "colour"),
+        ('name = "digits"', 'name = "digits"\ncolour = "x"', "colour.*there are version, name, task, .*, keys$"),
+        ("lr = 0.05", "lr = 0.05\nrate = 1", r"rate.*training.*there are seed, batch, epochs, .*, threads$"),
+        ("lr = 0.05", 'lr = 0.05\noptimizer = "adem"', "adem.*there are adam, adamw, sgd$"),
+        ("[keys.client]", "[keys.client]\ncolour = 1", "colour.*there are signing, sealing$"),
         ('"digits:Digits"', '"digits"', "module:Class"),
         ('"digits:Digits"', '"digits:Digits()"', "module:Class"),
         ('"digits:Digits"', '"os.system:x y"', "module:Class"),
@@ -72,7 +76,7 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
         ('data = ["images", "labels"]', "data = []", "data"),
         ("a" * 64, "A" * 64, "signing"),
         ("a" * 64, "a" * 63, "signing"),
-        ("[keys.runner]", "[keys.somebody]", "keys"),
+        ("[keys.runner]", "[keys.somebody]", "somebody.*there are client, runner, verifier$"),
         ("[training]", "[training", "JOB.toml"),
     ],
 )
@@ -145,3 +149,54 @@ def test_code_and_data_are_needed(tmp_path: Path) -> None:
 def test_keys_check_signatures() -> None:
     signature = SIGNERS.client.sign(b"message")
     small_work().job.keys.client.verifying_key().verify(signature, b"message")
+
+
+PRIME = 2**255 - 19
+CURVE = -121665 * pow(121666, -1, PRIME) % PRIME
+
+
+def doubled(point: tuple[int, int]) -> tuple[int, int]:
+    """Twice a point of edwards25519 (RFC 8032, section 5.1.4, in affine coordinates)."""
+    x, y = point
+    k = CURVE * x * x * y * y
+    return 2 * x * y * pow(1 + k, -1, PRIME) % PRIME, (y * y + x * x) * pow(1 - k, -1, PRIME) % PRIME
+
+
+def squared_x(y: int) -> int:
+    return (y * y - 1) * pow(CURVE * y * y + 1, -1, PRIME) % PRIME
+
+
+def test_the_points_that_are_no_keys_are_all_of_small_order() -> None:
+    """Eight times each is the neutral point, and with their two signs there are eight of them."""
+    points = set()
+    for y in _SMALL:
+        square = squared_x(y)
+        root = pow(square, (PRIME + 3) // 8, PRIME)
+        x = root if root * root % PRIME == square else root * pow(2, (PRIME - 1) // 4, PRIME) % PRIME
+        assert x * x % PRIME == square
+        points |= {(x, y), (-x % PRIME, y)}
+        assert doubled(doubled(doubled((x, y)))) == (0, 1)
+    assert len(points) == 8
+
+
+@pytest.mark.parametrize("y", sorted(_SMALL))
+@pytest.mark.parametrize("sign", [0, 1 << 255])
+def test_nobody_signs_with_a_point_of_small_order(tmp_path: Path, y: int, sign: int) -> None:
+    for number in (y, y + PRIME):
+        if number < 1 << 255:
+            key = (number | sign).to_bytes(32, "little").hex()
+            assert is_small(key)
+            with pytest.raises(InputError, match=r"`signing` is no key.*keys.client"):
+                read(tmp_path, GOOD.replace("a" * 64, key, 1))
+
+
+@pytest.mark.parametrize("u", [0, 1, PRIME - 1, PRIME, PRIME + 1, 1 << 255])
+def test_nothing_is_sealed_to_a_point_of_small_order(tmp_path: Path, u: int) -> None:
+    with pytest.raises(InputError, match=r"`sealing` is no key.*keys.client"):
+        read(tmp_path, GOOD.replace("b" * 64, u.to_bytes(32, "little").hex(), 1))
+
+
+def test_real_keys_are_keys() -> None:
+    for _ in range(20):
+        assert PrivateKeys.generate().public is not None
+    assert not is_small((4 * pow(5, -1, PRIME) % PRIME).to_bytes(32, "little").hex())  # the base point

@@ -1,13 +1,16 @@
 """The log is a chain of signed batches: nothing can be left out, repeated, put in, or taken from another job."""
 
+import io
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from awfulowl.errors import ProofError
+from awfulowl.jobs import records
 from awfulowl.jobs.job import Job
 from awfulowl.jobs.records import (
     MOST_FRAME_BYTES,
@@ -62,8 +65,12 @@ def test_a_whole_log_is_read(tmp_path: Path) -> None:
     assert [row.step for row in found.iterations] == list(range(12))
     assert [one.step for one in found.evaluations] == [4, 8, 12]
     assert len(found.samples) == 3
-    assert found.resumed == [8]
-    assert found.head == list(frames(b"".join(log()), JOB, SIGNERS.runner.public_key()))[-1].digest
+    assert list(found.resumed) == [8]
+    assert [len(rows) for rows in found[:4]] == [12, 3, 3, 1]
+    assert next(iter(found.iterations)) in found.iterations
+    assert 4 not in found.resumed
+    with path.open("rb") as file:
+        assert found.head == list(frames(file, JOB, SIGNERS.runner.public_key()))[-1].digest
 
 
 def test_an_empty_log_has_the_jobs_head(tmp_path: Path) -> None:
@@ -111,11 +118,13 @@ def test_every_changed_or_missing_byte_is_found(tmp_path_factory: pytest.TempPat
 
 @settings(max_examples=40)
 @given(st.integers(0, 10_000))
-def test_a_torn_log_is_read_as_far_as_it_is_whole(place: int) -> None:
+def test_a_torn_log_is_read_as_far_as_it_is_whole(tmp_path_factory: pytest.TempPathFactory, place: int) -> None:
     whole = log()
-    content = b"".join(whole)[:place]
+    path = tmp_path_factory.getbasetemp() / "torn.bin"
+    path.write_bytes(b"".join(whole)[:place])
     ends = [len(b"".join(whole[:number])) for number in range(1, 4)]
-    found = list(frames(content, JOB, SIGNERS.runner.public_key(), torn=True))
+    with path.open("rb") as file:
+        found = list(frames(file, JOB, SIGNERS.runner.public_key(), torn=True))
     assert [frame.end for frame in found] == [end for end in ends if end <= place]
 
 
@@ -124,6 +133,77 @@ def test_lengths_are_checked_before_anything_is_read(tmp_path: Path) -> None:
         read(tmp_path, (MOST_FRAME_BYTES + 1).to_bytes(4, "big") + bytes(100))
     with pytest.raises(ProofError, match="larger"):
         read_bounded(tmp_path / "records.bin", 10)
+
+
+def test_a_log_has_a_bound_on_bytes_and_on_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MOST_BATCHES", 3)
+    assert read(tmp_path, b"".join(log(count=3))) == 12
+    with pytest.raises(ProofError, match="more than 3 batches"):
+        read(tmp_path, b"".join(log(count=4)))
+    monkeypatch.setattr(records, "MOST_LOG_BYTES", 100)
+    with pytest.raises(ProofError, match="larger than 100 bytes"):
+        read(tmp_path, b"".join(log(count=3)))
+
+
+class Counted:
+    """A batch, or a record, that counts how many of its kind are alive."""
+
+    alive = 0
+    most = 0
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+        Counted.alive += 1
+        Counted.most = max(Counted.most, Counted.alive)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._value, name)
+
+    def __del__(self) -> None:
+        Counted.alive -= 1
+
+
+def test_one_batch_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, and the next while it is decoded, however long the log is."""
+    path = tmp_path / "records.bin"
+    path.write_bytes(b"".join(log(count=40)))
+    decode = msgspec.msgpack.decode
+    monkeypatch.setattr(msgspec.msgpack, "decode", lambda content, type: Counted(decode(content, type=type)))  # noqa: A006
+    Counted.most = 0
+    found = read_log(path, JOB)
+    assert [sum(1 for _ in rows) for rows in found[:4]] == [160, 40, 40, 1]
+    assert Counted.most <= 3
+    assert Counted.alive == 0
+
+
+def test_a_file_is_read_frame_by_frame(tmp_path: Path) -> None:
+    path = tmp_path / "records.bin"
+    path.write_bytes(b"".join(log(count=40)))
+    asked: list[int] = []
+
+    class Watched(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            asked.append(-1 if size is None else size)
+            return super().read(size) or b""
+
+    with Watched(path) as file:
+        assert len(list(frames(file, JOB, None))) == 40
+    assert 0 < max(asked) < 1000
+    assert min(asked) > 0
+
+
+def test_a_log_that_changes_between_two_readings_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "records.bin"
+    whole = log()
+    path.write_bytes(b"".join(whole))
+    found = read_log(path, JOB)
+    path.write_bytes(b"".join(whole[:2]))
+    with pytest.raises(ProofError, match="changed while"):
+        list(found.iterations)
+    frame, _ = encode_frame(batch(genesis(OTHER_JOB), 0, 4), SIGNERS.runner)
+    path.write_bytes(frame)
+    with pytest.raises(ProofError, match="does not follow"):
+        list(found.samples)
 
 
 def test_only_plain_files_are_read(tmp_path: Path) -> None:

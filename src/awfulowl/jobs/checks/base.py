@@ -10,10 +10,12 @@ from typing import ClassVar, Final
 
 from awfulowl.errors import ProofError
 from awfulowl.jobs.challenge import Challenge, challenged
+from awfulowl.jobs.failures import Blamed
 from awfulowl.jobs.loop import Row, Trainer, Work
 from awfulowl.jobs.proof import Proof
 from awfulowl.jobs.records import Iteration
 from awfulowl.jobs.state import State, digest, form
+from awfulowl.randomness import SYSTEM, Entropy
 
 
 @dataclass(slots=True)
@@ -98,12 +100,16 @@ class Case:
     Nothing that the runner's files say is believed: states are held against the root, and the rest is recomputed.
     """
 
-    def __init__(self, own: "Own", proof: Proof, challenge: Challenge, states: States) -> None:
+    def __init__(
+        self, own: "Own", proof: Proof, challenge: Challenge, states: States, entropy: Entropy = SYSTEM
+    ) -> None:
         self.work: Final = own.work
         self.own: Final = own
         self.proof: Final = proof
         self.challenge: Final = challenge
         self.states: Final = states
+        self.entropy: Final = entropy
+        """The verifier's own."""
         self.cost: Final = own.cost
         self.trainer: Final = own.trainer
         self.rows: Final = {0: own.row}
@@ -114,17 +120,19 @@ class Case:
         """The steps that are run again."""
         return challenged(self.challenge)
 
-    def logged(self) -> dict[int, Iteration]:
-        """Return the log's records by step."""
-        return {row.step: row for row in self.proof.log.iterations}
+    def told(self) -> dict[int, Iteration]:
+        """Return the log's records of the challenged steps, by step."""
+        wanted = set(self.challenged)
+        return {row.step: row for row in self.proof.log.iterations if row.step in wanted}
 
     def advance(self) -> Row:
         """Take one step with the verifier's trainer, and count it.
 
         Raises:
             InputError: loss or gradient are not finite.
+            ProofError: the job's code raises at this state.
         """
-        with timed(self.cost):
+        with timed(self.cost), Blamed(self.trainer.step):
             return self.trainer.advance()
 
 

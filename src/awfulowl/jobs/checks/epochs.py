@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Final
 
 from awfulowl.jobs.checks.base import Case, Check
+from awfulowl.jobs.failures import Blamed
 from awfulowl.jobs.loop import EVALUATED_PARTS
 
 FALSE_ALARM: Final = 1e-6
@@ -31,13 +32,15 @@ class Epochs(Check):
 
     def refuse(self, case: Case) -> str | None:
         """Return which epoch's evaluation is another, or None."""
-        told = {one.step: one.loss for one in case.proof.log.evaluations}
+        wanted = set(case.challenge.epochs)
+        told = {one.step: one.loss for one in case.proof.log.evaluations if one.step in wanted}
         parts = case.challenge.parts
         for step in case.challenge.epochs:
             if step not in told or step not in case.work.ends:
                 return f"no evaluation was logged before step {step}"
             case.trainer.load(case.states.state(step))
-            losses = case.trainer.evaluate(case.work.epoch(step - 1), parts)
+            with Blamed(step):
+                losses = case.trainer.evaluate(case.work.epoch(step - 1), parts)
             case.cost.examples += case.work.job.training.batch * len(parts) // EVALUATED_PARTS
             if not math.isfinite(sum(losses)):
                 return f"the state before step {step} has a loss that is not finite"

@@ -1,11 +1,12 @@
 """Probabilistic epoch validation of the founding paper (Lab Apex, section 2.2), as printed."""
 
-import statistics
+import math
 from typing import Final
 
 import torch
 
 from awfulowl.jobs.checks.base import Case, Check
+from awfulowl.jobs.failures import Blamed
 from awfulowl.jobs.loop import Trainer
 from awfulowl.randomness import SYSTEM
 
@@ -25,19 +26,29 @@ class PrintedEpochs(Check):
 
     def refuse(self, case: Case) -> str | None:
         """Return the epoch whose losses are further apart than ten standard deviations, or None."""
-        logged = case.logged()
-        begun = 0
+        logged = _moments(case)
         for step in case.work.ends:
-            losses = [logged[place].loss for place in range(begun, step) if place in logged]
-            state = case.states.stored(step)
-            if state is None or len(losses) < 2:
+            state, (count, mean, squares) = case.states.stored(step), logged[case.work.epoch(step - 1)]
+            if state is None or count < 2:
                 return f"nothing to validate the epoch before step {step} with"
             case.trainer.load(state)
-            apart = abs(statistics.fmean(losses) - _loss(case, case.trainer))
-            if not apart < statistics.stdev(losses) * 100 / PERCENT:
+            with Blamed(step):
+                apart = abs(mean - _loss(case, case.trainer))
+            if not apart < math.sqrt(squares / (count - 1)) * 100 / PERCENT:
                 return f"the epoch before step {step}: losses are {apart:.3g} apart"
-            begun = step
         return None
+
+
+def _moments(case: Case) -> list[tuple[int, float, float]]:
+    """Return how many losses of each epoch are logged, their mean, and the sum of squares about it (Welford, 1962)."""
+    found = [(0, 0.0, 0.0)] * len(case.work.ends)
+    for row in case.proof.log.iterations:
+        if row.step < case.work.steps:
+            count, mean, squares = found[case.work.epoch(row.step)]
+            away = row.loss - mean
+            mean += away / (count + 1)
+            found[case.work.epoch(row.step)] = count + 1, mean, squares + away * (row.loss - mean)
+    return found
 
 
 def _loss(case: Case, trainer: Trainer) -> float:

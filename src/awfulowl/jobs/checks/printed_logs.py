@@ -1,5 +1,7 @@
 """The three log checks of the founding paper (Lab Apex, section 2.1), as printed."""
 
+import math
+from itertools import islice
 from statistics import fmean
 from typing import Final
 
@@ -38,11 +40,11 @@ class PrintedUtilisation(Check):
 
     def refuse(self, case: Case) -> str | None:
         """Return what share of the samples is over their mean if it is too small, or None."""
-        series = [sample.utilisation for sample in case.proof.log.samples]
-        if not series:
+        samples = case.proof.log.samples
+        if not samples:
             return "no samples"
-        mean = fmean(series)
-        share = sum(value > mean for value in series) / len(series)
+        mean = fmean(sample.utilisation for sample in samples)
+        share = sum(sample.utilisation > mean for sample in samples) / len(samples)
         return None if share >= ALPHA else f"{share:.2f} of the samples are over their mean, {ALPHA} expected"
 
 
@@ -54,10 +56,12 @@ class PrintedMemory(Check):
 
     def refuse(self, case: Case) -> str | None:
         """Return how memory went otherwise, or None."""
-        series = [sample.memory_bytes for sample in case.proof.log.samples]
-        first = max(1, round(_STEEP * len(series)))
-        if len(series) < 2 or series[first] <= series[0]:
+        samples = case.proof.log.samples
+        count, first = len(samples), max(1, round(_STEEP * len(samples)))
+        begun = [sample.memory_bytes for place, sample in enumerate(samples) if place in {0, first}]
+        if len(begun) < 2 or begun[1] <= begun[0]:
             return "memory does not rise at the beginning"
-        later = series[len(series) // 2 :]
-        flat = max(later) - min(later) <= _STABLE * max(later)
-        return None if flat else "memory is not stable later on"
+        least, most = math.inf, 0
+        for sample in islice(samples, count // 2, None):
+            least, most = min(least, sample.memory_bytes), max(most, sample.memory_bytes)
+        return None if most - least <= _STABLE * most else "memory is not stable later on"

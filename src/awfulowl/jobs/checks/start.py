@@ -26,12 +26,12 @@ class Start(Check):
         if case.challenge.exact:
             if digest(begun) != case.states.digest(0):
                 return "the first state is not the W_0 of the job's seed"
-        elif not _alike(begun, case.states.state(0)):
-            return "the first state is not the W_0 of the job's seed, within rounding"
-        if case.challenge.exact:
             right = digest(own.after) == case.states.digest(1)
             return None if right else "step 0, run again from W_0, comes out otherwise"
-        return segment(case, begun, own.after)
+        theirs = case.states.state(0)
+        if not _alike(begun, theirs):
+            return "the first state is not the W_0 of the job's seed, within rounding"
+        return segment(case, theirs)
 
 
 def _alike(ours: State, theirs: State) -> bool:
