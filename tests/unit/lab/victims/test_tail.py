@@ -1,11 +1,14 @@
 """Models cut behind a layer."""
 
+import copy
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from awfulowl.errors import ModelError
-from awfulowl.lab.victims.tail import Tail
+from awfulowl.lab.victims.tail import Entered, Tail, _Memory
 from tests.sites import around, examples
 
 IMAGES = examples((2, 6, 6)).inputs
@@ -142,3 +145,69 @@ def test_models_that_cannot_be_cut_are_refused() -> None:
     shared = nn.Linear(3, 3)
     with pytest.raises(ModelError, match="is called 2 times"):
         Tail(nn.Sequential(shared, shared), "0")
+
+
+def remembered(most_bytes: int) -> tuple[_Memory, Callable[[nn.Module, Tensor], Tensor], list[int]]:
+    """Return a memory, what asks it, and what it did not know."""
+    memory, runs = _Memory(most_bytes), []
+
+    def ask(head: nn.Module, x: Tensor) -> Tensor:
+        def run() -> Entered:
+            runs.append(len(x))
+            return Entered(head(x).detach(), ())
+
+        return memory.recall(head, x, run).inputs
+
+    return memory, ask, runs
+
+
+def test_what_entered_a_layer_is_remembered_by_content() -> None:
+    _, ask, runs = remembered(1 << 20)
+    head, x = nn.Linear(3, 2), torch.randn(5, 3)
+    first = ask(head, x)
+    assert torch.equal(ask(copy.deepcopy(head), x.clone()), first)
+    assert runs == [5]
+
+
+def test_whatever_changes_in_place_is_run_again() -> None:
+    _, ask, runs = remembered(1 << 20)
+    head, x = nn.Linear(3, 2), torch.randn(5, 3)
+    ask(head, x)
+    with torch.no_grad():
+        head.bias.add_(1)
+        assert torch.equal(ask(head, x), head(x))
+        x.add_(1)
+        assert torch.equal(ask(head, x), head(x))
+    assert torch.equal(ask(nn.Sequential(head), x), head(x))
+    assert runs == [5] * 4
+
+
+def test_the_oldest_is_forgotten() -> None:
+    memory, ask, runs = remembered(2 * 5 * 2 * 4)
+    head, inputs = nn.Linear(3, 2), [torch.randn(5, 3) for _ in range(3)]
+    for x in (*inputs[:2], inputs[0], inputs[2], inputs[0], inputs[1]):
+        ask(head, x)
+    assert runs == [5] * 4
+    assert len(memory._known) == 2
+    memory.most_bytes = 0
+    assert ask(head, torch.randn(7, 3)).shape == (7, 2)
+    assert not memory._known
+
+
+class Bent(nn.Module):
+    """Two layers with a function between them that is no module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function, self.before, self.layer = function, nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.layer(self.function(self.before(x)))
+        return answer
+
+
+def test_the_same_weights_with_other_functions_are_other_networks() -> None:
+    models, x = [Bent(torch.relu), Bent(torch.tanh)], torch.randn(6, 3)
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        assert torch.equal(Tail(model, "layer").enter(x).inputs, model.function(model.before(x)))
