@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from awfulowl.device.lies import STEP_KINDS, Liar, Misstep, StepKind
 from awfulowl.device.worker import Worker
-from awfulowl.errors import UnavailableError
+from awfulowl.errors import RefusedError, UnavailableError
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.policy import Policy
+from awfulowl.owner.states import ADAPTATION_PARTS
 from awfulowl.randomness import Entropy
 from awfulowl.wire.messages import Step
 from tests.simulated.memory_fleet import still_fleet
@@ -45,6 +46,11 @@ def lie_when_asked(
         return lie([one.clone() for one in found]) if count in parts and bool(copy) == frozen else found
 
     worker._store.fetch = lying  # type: ignore[method-assign,assignment]
+
+
+def refuse(parts: list[Tensor]) -> list[Tensor]:
+    """Give none of some blocks."""
+    raise RefusedError(f"{len(parts)} parts are not for you")
 
 
 def stray(worker: Worker, change: Callable[[list[Tensor]], object]) -> None:
@@ -128,16 +134,21 @@ class TestStatements:
             caught(pair, "d3")
             pair.agree()
 
-    @pytest.mark.parametrize("lie", [lambda parts: [], lambda parts: parts * 2], ids=["none", "two"])
-    def test_other_numbers_of_tensors_are_no_answers(self, lie: Callable[[list[Tensor]], list[Tensor]]) -> None:
-        """Nor does a device that never gives the right number hold training up: its blocks are rebuilt elsewhere."""
+    @pytest.mark.parametrize("lie", [lambda parts: [], lambda parts: parts * 2, refuse], ids=["none", "two", "refused"])
+    def test_who_gives_no_answer_is_asked_no_more(self, lie: Callable[[list[Tensor]], list[Tensor]]) -> None:
+        """Nor does it hold training up: its blocks are rebuilt elsewhere."""
         with adam(policy=Policy(request_timeout_s=40.0, answer_timeout_s=2.0)) as pair:
             pair.step()
             lie_when_asked(pair.fleet.workers["d3"], lie, 1)
             pair.step(2)
             pair.agree()
-            assert pair.fleet.statistics["violations"] > 0
-            assert pair.fleet.statistics["replaced"] > 0
+            failures = [event for event in pair.fleet.events if event.kind == "failover"]
+            replaced = pair.fleet.statistics["replaced"]
+            assert replaced > 0
+            pair.step(3)
+            pair.agree()
+            assert pair.fleet.statistics["replaced"] == replaced
+            assert [event for event in pair.fleet.events if event.kind == "failover"] == failures
 
     def test_weights_at_the_end_of_float32(self) -> None:
         """Finite, but so large that nothing can be multiplied with them."""
@@ -175,6 +186,16 @@ class TestSteps:
             assert misstep.told >= (kind != "stale")
             step_ours(pair)
             assert pair.fleet.statistics["lies_caught"] == 0
+            pair.fleet.gather(pair.scattered)
+            caught(pair, "d2")
+
+    def test_who_does_not_give_what_it_spoiled_is_found_all_the_same(self) -> None:
+        """Its blocks come right from others, and it is held to what it stated of them."""
+        with adam(policy=Policy(reworked=1.0, request_timeout_s=60.0, answer_timeout_s=2.0)) as pair:
+            pair.step(2)
+            pair.fleet.workers["d2"].learner.tamper = Misstep("scaled", 1e-3)
+            step_ours(pair, 2)
+            lie_when_asked(pair.fleet.workers["d2"], lambda parts: [], ADAPTATION_PARTS)
             pair.fleet.gather(pair.scattered)
             caught(pair, "d2")
 

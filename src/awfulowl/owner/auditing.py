@@ -100,7 +100,9 @@ async def audited(deployment: "TrainedDeployment", number: int) -> list[Tensor]:
     for _ in range(1 + len(deployment.engine.peers)):
         givers: dict[int, str] = {}
         state = await _fetch(deployment, number, partial(_given, givers))
-        liars = {await _liar(deployment, number, (cell, givers[cell]), state) for cell in _draw(deployment, givers)}
+        liars = {
+            await _liar(deployment, number, (cell, givers[cell]), state) for cell in _draw(deployment, number, givers)
+        }
         for device in sorted(liars - {""}):
             _blame(deployment, number, device)
         if liars.isdisjoint(givers.values()):  # what others said who are gone since is not in this state
@@ -144,7 +146,7 @@ def _blame(deployment: "TrainedDeployment", number: int, device: str) -> None:
 async def _fetch(deployment: "TrainedDeployment", number: int, get: Get, parts: int | None = None) -> list[Tensor]:
     """Fetch all cells of a panel, again and again until nobody lied and nobody left meanwhile.
 
-    Whoever fails to answer twice is passed over, so that its blocks are rebuilt elsewhere: it may never do better.
+    Whoever fails to answer twice is passed over from then on: its blocks are rebuilt elsewhere, if the rules allow it.
     """
     name = deployment.panels[number].name
     failures: Counter[str] = Counter()
@@ -152,6 +154,7 @@ async def _fetch(deployment: "TrainedDeployment", number: int, get: Get, parts: 
     async def one(cell: int, matrix: int) -> list[Tensor]:
         avoid = frozenset(device for device, count in failures.items() if count >= _CHANCES)
         ((device, _),) = await deployment.route(number, [cell], avoid)
+        deployment.assignment.demote(number, cell, avoid - {device})
         try:
             found = await get(deployment, number, (cell, matrix), device)
         except PeerError as error:
@@ -173,14 +176,20 @@ async def _fetch(deployment: "TrainedDeployment", number: int, get: Get, parts: 
     raise UnavailableError(f"{name}: {_AGAIN_AND_AGAIN}")
 
 
-def _draw(deployment: "TrainedDeployment", givers: Mapping[int, str]) -> list[int]:
-    """Choose the cells that are rebuilt here: of each device that gave some a share, and at least one."""
-    chosen: list[int] = []
-    for device in dict.fromkeys(givers.values()):
-        cells = [cell for cell, giver in givers.items() if giver == device]
+def _draw(deployment: "TrainedDeployment", number: int, givers: Mapping[int, str]) -> list[int]:
+    """Choose the cells that are rebuilt here: of each device a share, and at least one, of those that it speaks for.
+
+    These are the cells that it gave and those whose weights it stated: who does not give what it spoiled gains nothing.
+    """
+    spoken: dict[str, set[int]] = {}
+    for said in (givers, *(one.devices for one in deployment.histories[number].stated)):
+        for cell, device in said.items():
+            spoken.setdefault(device, set()).add(cell)
+    chosen: set[int] = set()
+    for cells in map(sorted, spoken.values()):
         count = max(1, math.ceil(deployment.engine.policy.reworked * len(cells)))
-        chosen += [cells[index] for index in deployment.engine.entropy.permutation(len(cells))[:count]]
-    return chosen
+        chosen.update(cells[index] for index in deployment.engine.entropy.permutation(len(cells))[:count])
+    return sorted(chosen)
 
 
 def _shape(panel: Panel, cell: int) -> tuple[int, ...]:

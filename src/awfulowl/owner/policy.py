@@ -37,7 +37,8 @@ class Policy:
     """A device that is gone for longer is replaced; one that comes back earlier gets its blocks again."""
 
     return_s: float = 30.0
-    """A training waits so long for a device to come back whose blocks nobody else may hold, before it gives up."""
+    """A training waits so long for a device to come back whose blocks nobody else may hold, before it gives up;
+    not longer than a product may take."""
 
     part_bytes: int = 8 * MIB
     """Batches are cut so that no message is much larger: parts travel while others are multiplied. Each part costs

@@ -98,6 +98,10 @@ class Assignment:
         self._holders[panel][cell].append(device)
         self._count(panel, cell, device)
 
+    def demote(self, panel: int, cell: int, devices: Collection[str]) -> None:
+        """Ask some holders of a cell after all others from now on."""
+        self._holders[panel][cell].sort(key=lambda name: name in devices)
+
     def replace(self, panel: int, cell: int, alive: Collection[str]) -> str | None:
         """Give a cell that misses a holder the best candidate.
 

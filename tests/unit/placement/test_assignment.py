@@ -34,6 +34,18 @@ def test_all_alive_the_plan_is_served_as_it_was_made() -> None:
         assert assignment.ever(panel, cell) == made.panels[panel].cells[cell].holders
 
 
+def test_who_is_demoted_is_asked_after_all_others() -> None:
+    _, assignment, alive = eight_devices()
+    first, second = assignment.holders(0, 0, alive)
+    third = assignment.candidates(0, 0, alive)[0]
+    assignment.assign(0, 0, third)
+    assignment.demote(0, 0, {first, "nobody"})
+    assert assignment.holders(0, 0, alive) == (second, third)
+    assert assignment.holders(0, 0, alive - {third}) == (second, first)
+    assert assignment.ever(0, 0) == (second, third, first)
+    assert (0, 0) not in assignment.duties(first, alive)
+
+
 def test_duties_are_the_cells_that_a_device_serves() -> None:
     made, assignment, alive = eight_devices()
     duties = {name: assignment.duties(name, alive) for name in alive}

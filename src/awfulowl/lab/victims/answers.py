@@ -25,11 +25,11 @@ class Answers:
     def __init__(self, victim: nn.Module) -> None:
         self.victim: Final = victim
         # With the images: no others can then come where they lie.
-        self._classes: Final[dict[tuple[int, torch.Size], tuple[Tensor, Tensor]]] = {}
+        self._classes: Final[dict[tuple[object, ...], tuple[Tensor, Tensor]]] = {}
 
     def own(self, inputs: Tensor) -> Tensor:
         """Return the victim's classes (n,) of inputs (n, ...)."""
-        key = inputs.data_ptr(), inputs.shape
+        key = inputs.data_ptr(), inputs.shape, inputs.stride(), inputs.dtype
         if key not in self._classes:
             self._classes[key] = inputs, predict(self.victim, inputs)
         return self._classes[key][1]

@@ -68,8 +68,7 @@ class _Memory:
 
     def recall(self, head: nn.Module, examples: Tensor, run: Callable[[], Entered]) -> Entered:
         """Return what is known of a traced network and examples, or run it; forget the oldest beyond `most_bytes`."""
-        # What is printed of a traced network are its modules and its code.
-        key = str(head) + digest([*head.state_dict().values(), examples])
+        key = _described(head) + digest([tensor.detach() for tensor in (*head.parameters(), *head.buffers(), examples)])
         if key not in self._known:
             self._known[key] = run()
         self._known.move_to_end(key)
@@ -77,6 +76,19 @@ class _Memory:
         while self._known and sum(map(_nbytes, self._known.values())) > self.most_bytes:
             self._known.popitem(last=False)
         return found
+
+
+def _described(head: nn.Module) -> str:
+    """Return all of a traced network but its tensors: modules and code, which are printed, and what modules do not."""
+    settings = [
+        (
+            name,
+            type(module).__qualname__,
+            sorted((key, repr(value)) for key, value in vars(module).items() if key[0] != "_"),
+        )
+        for name, module in head.named_modules()
+    ]
+    return f"{head}{settings}"
 
 
 def _nbytes(entered: Entered) -> int:

@@ -211,3 +211,29 @@ def test_the_same_weights_with_other_functions_are_other_networks() -> None:
     models[1].load_state_dict(models[0].state_dict())
     for model in models:
         assert torch.equal(Tail(model, "layer").enter(x).inputs, model.function(model.before(x)))
+
+
+def test_what_modules_do_not_print_counts_too() -> None:
+    """Whether an average counts the padding is not printed, and a buffer that is not saved is in no state_dict."""
+    _, ask, runs = remembered(1 << 20)
+    x = torch.rand(2, 1, 4, 4)
+    for counted in (True, False):
+        pool = nn.AvgPool2d(2, padding=1, count_include_pad=counted)
+        assert torch.equal(ask(pool, x), pool(x))
+    for value in (1.0, 2.0):
+        scaled = Scaled(value)
+        assert torch.equal(ask(scaled, x), scaled(x))
+    assert runs == [2] * 4
+
+
+class Scaled(nn.Module):
+    """Multiplies by a buffer that is not saved."""
+
+    factor: Tensor
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.tensor(factor), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
