@@ -16,7 +16,8 @@ _Port = Annotated[int, typer.Option(min=0, max=65535, help="On this machine's lo
 def broker(owner: _Owner, device: _Device, port: _Port = 4222, json: Json = None) -> None:
     """Run the broker through which an owner and its devices meet, until it is interrupted.
 
-    It listens on this machine only: devices come by tunnels (ssh -L, at the device), or use a NATS server of your own with TLS.
+    It listens on this machine only: devices come by tunnels (ssh -L, at the device). Or use a NATS server of
+    your own with TLS.
     """
     from awfulowl.cli.broker_service import serve
     from awfulowl.cli.terminal import report
