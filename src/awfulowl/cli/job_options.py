@@ -83,17 +83,27 @@ def read_keys(role: str, given: Path | None) -> "PrivateKeys":
     return PrivateKeys.load(path)
 
 
+def read_keys_for(role: str, given: Path | None, client: str | None) -> "PrivateKeys":
+    """Return somebody's keys for a package of the client that is expected.
+
+    Raises:
+        InputError: `client` is no key; or there are none of one's own, or they cannot be read.
+    """
+    if client is not None:
+        signing_key("--client", client)
+    return read_keys(role, given)
+
+
 def open_for(package: Path, keys: "PrivateKeys", client: str | None) -> "Opened":
     """Open a package, if it is of the client that is expected.
 
     Raises:
-        InputError: it is none, was altered, is sealed to others, or of another client; or `client` is no key.
+        InputError: it is none, was altered, is sealed to others, or of another client.
     """
     from awfulowl.jobs.package import open_package
 
-    wanted = None if client is None else signing_key("--client", client)
     opened = open_package(package, keys)
-    if wanted not in {None, opened.job.keys.client.signing}:
+    if client not in {None, opened.job.keys.client.signing}:
         raise InputError(
             f"{package} is of another client than you expect: it was signed by {opened.job.keys.client.signing}; get "
             "the package from your client, or see whether --client is the [keys.client] signing of the order"

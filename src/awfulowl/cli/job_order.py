@@ -19,6 +19,7 @@ from awfulowl.cli.job_options import (
     listener,
     open_for,
     read_keys,
+    read_keys_for,
     usual_place,
 )
 from awfulowl.cli.options import Json
@@ -136,7 +137,7 @@ def run(
     Whoever ends it loses the time since the last stored state: the same command goes on from there.
     """
     json_output.check_target(json)
-    mine = read_keys("runner", key)
+    mine = read_keys_for("runner", key, client)
     started = time.perf_counter()
     with Stages() as stages:
         with stages.stage("opening the package"):
@@ -162,7 +163,7 @@ def answer(
 ) -> None:
     """Answer a challenge: rebuild the states that it asks for, into the proof's folder `answers`."""
     json_output.check_target(json)
-    mine = read_keys("runner", key)
+    mine = read_keys_for("runner", key, client)
     with Stages() as stages:
         with stages.stage("opening the package"):
             from awfulowl.cli import job_report

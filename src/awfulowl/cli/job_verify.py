@@ -7,7 +7,7 @@ import typer
 
 from awfulowl.cli import json_output
 from awfulowl.cli.boundary import FAILED
-from awfulowl.cli.job_options import Client, Key, Package, Proof, Unsafe, host, listener, open_for, read_keys
+from awfulowl.cli.job_options import Client, Key, Package, Proof, Unsafe, host, listener, open_for, read_keys_for
 from awfulowl.cli.options import Json
 from awfulowl.cli.terminal import Stages, report
 from awfulowl.errors import InputError
@@ -80,7 +80,7 @@ def challenge(
 ) -> None:
     """Draw steps at random, now that the runner is bound by its commitment; for owl job answer at the runner."""
     json_output.check_target(json)
-    mine = read_keys("verifier", key)
+    mine = read_keys_for("verifier", key, client)
     with Stages() as stages, stages.stage("reading the proof"):
         from awfulowl.cli import job_report
         from awfulowl.jobs import challenge as challenges
@@ -111,7 +111,7 @@ def verify(
     json_output.check_target(json)
     if output is not None and checks == "printed":
         raise InputError("--checks printed prove nothing, so there is no certificate of them: leave --output out")
-    mine = read_keys("verifier", key)
+    mine = read_keys_for("verifier", key, client)
     with Stages() as stages:
         with stages.stage("opening the package"):
             from awfulowl.cli import job_report

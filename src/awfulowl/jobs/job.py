@@ -41,6 +41,8 @@ VERSION: Final = 1
 MOST_JOB_FILE_BYTES: Final = 64 * KIB
 MOST_STEPS: Final = 1 << 30
 MOST_NAME_CHARS: Final = 128
+MOST_TOLERANCE: Final = 0.05
+"""A stretch whose steps were never made errs by about a half."""
 
 Name = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]*\Z", max_length=MOST_NAME_CHARS)]
 RelativeName = Annotated[str, Meta(min_length=1, max_length=1024)]
@@ -93,7 +95,7 @@ class Proving(_Strict, frozen=True, kw_only=True):
     """Of the 8 small batches of an evaluation that are recomputed; fewer are held to a statistical limit."""
     segment: Annotated[int, Meta(ge=1, le=10)] = 2
     """Steps that are run again for each challenge where runner and verifier cannot agree bit by bit."""
-    tolerance: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    tolerance: Annotated[float, Meta(gt=0, le=MOST_TOLERANCE)] | None = None
     """Largest error of such a segment, relative to how far it moves; measured by `segments.calibrate`. Without it
     only proofs of the verifier's own class are accepted."""
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from awfulowl.errors import InputError, ModelError
 from awfulowl.jobs.job import Job, digests
+from awfulowl.jobs.records import check_length
 from awfulowl.jobs.state import Layout, State, digest
 from awfulowl.jobs.task import Batch, Task
 from awfulowl.randomness import Seeded, derive
@@ -89,6 +90,13 @@ class Work(NamedTuple):
         """Return the first stored state after a step."""
         every, size = self.job.proving.checkpoint_every, self.per_epoch
         return min(self.steps, step + every - step % every, step + size - step % size)
+
+    @property
+    def count_kept(self) -> int:
+        """How many states are stored."""
+        every, size, steps = self.job.proving.checkpoint_every, self.per_epoch, self.steps
+        whole = steps // every + steps // size - steps // math.lcm(every, size)
+        return whole + (steps % every != 0 and steps % size != 0)
 
     def kept(self, step: int) -> bool:
         """Say whether the state before a step is stored."""
@@ -230,16 +238,25 @@ class Trainer:
         chosen = Seeded(_derived(training.seed, _EVALUATED, epoch), torch.int64, (EVALUATED_PARTS * size,)).expand()
         numbers = torch.split(chosen.remainder(self.work.rows), size)
         losses = []
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        with torch.no_grad(), _precision(training.precision):
+        with evaluating(self.model), _precision(training.precision):
             for part in parts:
                 _seed(_derived(training.seed, _EVALUATION, epoch, part))
                 batch = tuple(tensor[numbers[part]] for tensor in self.work.examples)
                 losses.append(float(self.work.task.loss(self.model, batch).item()))
-        for module, training_mode in modes:
-            module.training = training_mode
         return losses
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Compute without gradients and in the mode of evaluation; every module goes back to its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class Conduct:
@@ -282,8 +299,9 @@ def preflight(work: Work, steps: int = _PREFLIGHT_STEPS) -> None:
 
     Raises:
         ModelError: the job is not repeatable, so that no proof of it could be checked.
-        InputError: the task cannot be run.
+        InputError: the task cannot be run, or its log would be longer than what is read.
     """
+    check_length(work.steps, work.count_kept)
     last = min(steps, work.steps)
     with repeatable(work.job.training.threads):
         first = Trainer(work)

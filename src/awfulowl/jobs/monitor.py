@@ -8,9 +8,7 @@ from typing import Final, NamedTuple, Self
 
 from awfulowl.errors import InputError
 from awfulowl.jobs.loop import Row
-from awfulowl.jobs.records import MOST_RECORDS, Evaluation, Iteration, Sample
-
-_FULL: Final = MOST_RECORDS // 4
+from awfulowl.jobs.records import FULL, MOST_RECORDS, Evaluation, Iteration, Sample
 
 Probe = Callable[[], tuple[float, int]]
 """Returns utilisation (0 to 1) and memory in bytes."""
@@ -66,7 +64,7 @@ class Monitor:
     @property
     def full(self) -> bool:
         """Whether so much was kept that it has to be taken: a batch of the log has an end."""
-        return max(len(self._iterations), len(self._samples)) >= _FULL
+        return max(len(self._iterations), len(self._samples)) >= FULL
 
     def take(self) -> Records:
         """Return what was kept, and forget it."""

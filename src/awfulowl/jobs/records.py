@@ -24,7 +24,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from msgspec import Meta
 
-from awfulowl.errors import ProofError
+from awfulowl.errors import InputError, ProofError
 from awfulowl.jobs.job import MOST_STEPS, Job
 from awfulowl.jobs.merkle import DIGEST_BYTES, digest_of
 from awfulowl.limits import MIB
@@ -32,12 +32,18 @@ from awfulowl.limits import MIB
 MOST_FRAME_BYTES: Final = 8 * MIB
 MOST_RECORDS: Final = 16384
 """Records of one kind in a batch."""
+FULL: Final = MOST_RECORDS // 4
+"""Records of one kind that end a batch, whether a state is stored then or not."""
 MOST_LOG_BYTES: Final = 1024 * MIB
 MOST_BATCHES: Final = 1 << 20
 """Of a log: as many signatures take a minute to check."""
 
 _SIGNATURE_BYTES: Final = 64
 _LENGTH_BYTES: Final = 4
+_STEP_BYTES: Final = 44
+"""Of the log for each step: a record of four float64 and a number, and its share of what else a batch holds."""
+_BATCH_BYTES: Final = 192
+"""Of the log for each batch beside its steps: frame, digest, numbers, a sample and an evaluation."""
 _BATCH: Final = "awfulowl records"
 _NO_FILE: Final = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO}
 
@@ -190,8 +196,34 @@ def _frame(file: IO[bytes], place: int, before: bytes, key: Ed25519PublicKey | N
     return Frame(batch, place + len(head) + length, named)
 
 
+def check_length(steps: int, kept: int) -> None:
+    """See that the log of a job can be read when it is written.
+
+    Args:
+        steps: of the job.
+        kept: states that are stored, each of which ends a batch.
+
+    Raises:
+        InputError: it is over a limit.
+    """
+    batches = kept + steps // FULL
+    if batches > MOST_BATCHES:
+        raise InputError(
+            f"the log of {steps} steps has about {batches} batches, one for each state that is stored, and "
+            f"{MOST_BATCHES} are read: raise checkpoint_every or batch"
+        )
+    size = steps * _STEP_BYTES + batches * _BATCH_BYTES
+    if size > MOST_LOG_BYTES:
+        raise InputError(
+            f"the log of {steps} steps takes about {size} bytes, and {MOST_LOG_BYTES} are read: raise batch, so that "
+            "there are fewer steps, or make several jobs of it"
+        )
+
+
 def read_log(path: Path, job: Job) -> Log:
     """Check the log of a job from end to end, and return what reads it again, batch by batch.
+
+    That it is still the same is known only when it was read to its end again.
 
     Raises:
         ProofError: missing, too large, damaged, of another job or not signed by its runner; when it is read again, too.

@@ -2,8 +2,9 @@
 
 The error of a stretch of steps is counted number by number, each relative to how far that number moves and how far
 numbers of its kind move as a rule: a bound on the plain distance would let small steps pass that were never made. The
-largest error of any tensor counts. A number that a runner has made huge, in a step that it faked, frees itself and
-nothing else: in a norm over many numbers it would hide all that is faked later.
+largest error of any tensor counts. One huge number among others that move, made so in a step that a runner faked,
+frees itself alone: in a norm over many numbers it would hide all that is faked later. A state in which most numbers are
+huge, move and matter to nothing does free all others.
 
 Rounding has kinks. Where the input of a ReLU, or two candidates of a maximum, are closer together than machines round,
 the gradient jumps, and honest ends are apart by thousands of times the rounding. A tolerance for that would let much
@@ -14,7 +15,7 @@ cost a verifier nothing more unless they meet a kink.
 """
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from awfulowl.errors import InputError
+from awfulowl.jobs.job import MOST_TOLERANCE
 from awfulowl.jobs.loop import Row, Trainer, Work, repeatable, run
 from awfulowl.jobs.state import MODEL, State, form
 from awfulowl.randomness import Entropy, Seeded
@@ -32,6 +34,8 @@ LEAST_TOLERANCE: Final = 5e-4
 """A few times what second looks without a kink differ by, in float32."""
 LOOKS: Final = 64
 """How often a stretch is looked at a second time, at most, before a runner is refused."""
+MOST_LOOKS: Final = 4 * LOOKS
+"""Second looks at all stretches of a proof together."""
 UNITS: Final = (1.0, 4.0, 16.0, 64.0)
 """How far weights are moved for second looks, in turn, in units of their last place.
 
@@ -39,8 +43,11 @@ A sum of n products in any order is the exact one of weights that are off by n u
 rule (Higham, "Accuracy and stability of numerical algorithms", 2002, section 3.1; Higham and Mary, 2019).
 """
 _FLOOR: Final = 1e-30
+_STILL: Final = MODEL + "still"
 _EXCUSED: Final = 2.0
 """Units of the last place: what a number is off by after it was rounded itself, however little it moves."""
+_COARSEST: Final = torch.finfo(torch.float32).eps
+"""A unit of the last place of bf16 is more than a step moves: to excuse it would be to excuse the step."""
 
 Variation = tuple[int, bool]
 """Threads, and whether oneDNN's kernels are used: other kernels add in another order, as another machine does."""
@@ -52,24 +59,33 @@ class Look(NamedTuple):
 
     row: Row
     end: State
+    number: int = 0
+    """Of the second look, from 1; 0: the run from the committed state itself."""
 
 
-def error(start: State, ours: State, theirs: State) -> float:
+def error(start: State, ours: State, theirs: State, still: Collection[str] = ()) -> float:
     """Return how far two ends are apart, relative to the movement from the start: the largest error of any tensor.
 
     A tensor's error is the root mean square, over its numbers, of |ours - theirs| / (|ours - start| + s), with s the
-    median, over tensors of its kind (the model's parameters and buffers; each kind of optimiser state), of the median
-    of the movements in that tensor that are not 0. To raise s one has to move most numbers of most tensors.
+    median, over tensors of its kind that move (the model's parameters; its buffers; each kind of optimiser state), of
+    the median movement of all numbers in that tensor. To raise s one has to move most numbers of most of them.
 
-    Infinite where the states differ in form, in a whole number, or where one is not finite.
+    Infinite where the states differ in form, in a whole number, or where they differ and one is not finite.
+
+    Args:
+        start: of the stretch.
+        ours: its end, run here.
+        theirs: the committed end.
+        still: names of what the optimiser does not move (`Layout.still`), a kind of its own.
     """
     if form(ours) != form(theirs) or ours.step != theirs.step:
         return float("inf")
-    typical = _typical(start, ours)
-    return max((_apart(start, ours, theirs, name, typical) for name in ours.tensors), default=0.0)
+    kinds = {name: _kind(name, still) for name in ours.tensors}
+    typical = _typical(start, ours, kinds)
+    return max((_apart(start, ours, theirs, name, typical.get(kinds[name], 0.0)) for name in kinds), default=0.0)
 
 
-def _apart(start: State, ours: State, theirs: State, name: str, typical: Mapping[str, float]) -> float:
+def _apart(start: State, ours: State, theirs: State, name: str, typical: float) -> float:
     own, other = ours.tensors[name], theirs.tensors[name]
     if torch.equal(own, other):
         return 0.0
@@ -77,37 +93,50 @@ def _apart(start: State, ours: State, theirs: State, name: str, typical: Mapping
         return float("inf")
     moved = _moved(start, ours, name)
     size = torch.maximum(own.double().abs(), other.double().abs())
-    excused = _EXCUSED * torch.finfo(own.dtype).eps * size
-    beyond = ((own.double() - other.double()).abs() - excused).clamp(min=0.0)
-    value = float((beyond / (moved + typical.get(_kind(name), 0.0) + _FLOOR)).square().mean().sqrt())
+    excused = _EXCUSED * _unit(own) * size
+    beyond = (_distance(own, other) - excused).clamp(min=0.0)
+    value = float((beyond / (moved + typical + _FLOOR)).square().mean().sqrt())
     return value if value == value else float("inf")  # noqa: PLR0124 - NaN
 
 
-def _typical(start: State, ours: State) -> dict[str, float]:
+def _typical(start: State, ours: State, kinds: Mapping[str, str]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for name, own in ours.tensors.items():
         if own.is_floating_point():
             moved = _moved(start, ours, name)
-            moved = moved[moved > 0]
-            if moved.numel():
-                found.setdefault(_kind(name), []).append(float(moved.median()))
+            if bool((moved > 0).any()):
+                found.setdefault(kinds[name], []).append(float(moved.median()))
     return {kind: statistics.median_low(values) for kind, values in found.items()}
 
 
+def _unit(tensor: Tensor) -> float:
+    return min(torch.finfo(tensor.dtype).eps, _COARSEST)
+
+
 def _moved(start: State, ours: State, name: str) -> Tensor:
-    own, before = ours.tensors[name].double(), start.tensors.get(name)
-    return own.abs() if before is None else (own - before.double()).abs()
+    own, before = ours.tensors[name], start.tensors.get(name)
+    return own.double().abs() if before is None else _distance(own, before)
 
 
-def _kind(name: str) -> str:
-    return MODEL if name.startswith(MODEL) else name.rpartition(".")[2]
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    # Equal infinities, as masks hold them, are 0 apart.
+    return torch.where(one == other, 0.0, (one.double() - other.double()).abs())
 
 
-def looks(trainer: Trainer, begun: State, last: int, entropy: Entropy, advance: Callable[[], Row]) -> Iterator[Look]:
+def _kind(name: str, still: Collection[str]) -> str:
+    if not name.startswith(MODEL):
+        return name.rpartition(".")[2]
+    return _STILL if name in still else MODEL
+
+
+def looks(
+    trainer: Trainer, begun: State, last: int, entropy: Entropy, advance: Callable[[], Row], most: int = LOOKS
+) -> Iterator[Look]:
     """Yield runs of a stretch: from its start as it was committed, then from states that are it but for rounding.
 
     Second looks are run with oneDNN's kernels and without them by turns, whose rounding differs in kind, too. What a
-    start was moved by is taken off the end again, so that movements are compared.
+    start was moved by is taken off the end again, so that movements are compared. One that cannot be run says nothing,
+    and is left out.
 
     Args:
         trainer: that runs them.
@@ -115,16 +144,20 @@ def looks(trainer: Trainer, begun: State, last: int, entropy: Entropy, advance: 
         last: the step before which the stretch ends.
         entropy: the verifier's own, which nobody else can foresee.
         advance: takes a step with the trainer, and counts it.
+        most: second looks.
 
     Raises:
-        InputError: the training diverges.
+        InputError: from the committed state itself the training diverges, or the job's code raises.
     """
     yield _look(trainer, begun, last, advance)
-    for number in range(LOOKS):
-        start = nudged(begun, UNITS[number // 2 % len(UNITS)], entropy)
-        with kernels(fused=number % 2 == 0):
-            row, end = _look(trainer, start, last, advance)
-        yield Look(row, _put_back(end, start, begun))
+    for number in range(most):
+        start = nudged(begun, UNITS[number // 2 % len(UNITS)], entropy, trainer.layout.still)
+        try:
+            with kernels(fused=number % 2 == 0):
+                row, end, _ = _look(trainer, start, last, advance)
+        except InputError:
+            continue
+        yield Look(row, _put_back(end, start, begun), number + 1)
 
 
 def _look(trainer: Trainer, start: State, last: int, advance: Callable[[], Row]) -> Look:
@@ -135,13 +168,16 @@ def _look(trainer: Trainer, start: State, last: int, advance: Callable[[], Row])
     return Look(row, trainer.state())
 
 
-def nudged(state: State, units: float, entropy: Entropy) -> State:
-    """Return a state with each weight moved, on its own, by up to so many units of its last place."""
+def nudged(state: State, units: float, entropy: Entropy, still: Collection[str] = ()) -> State:
+    """Return a state with each weight moved, on its own, by up to so many units of its last place; others stay.
+
+    Coarser types than float32 are moved by units of float32, most often not at all.
+    """
     moved = dict(state.tensors)
     for name, tensor in state.tensors.items():
-        if name.startswith(MODEL) and tensor.is_floating_point():
+        if _kind(name, still) == MODEL and tensor.is_floating_point():
             drawn = Seeded(entropy.seed(), torch.int32, tuple(tensor.shape)).expand().double() / 2.0**31
-            moved[name] = (tensor.double() * (1.0 + units * torch.finfo(tensor.dtype).eps * drawn)).to(tensor.dtype)
+            moved[name] = (tensor.double() * (1.0 + units * _unit(tensor) * drawn)).to(tensor.dtype)
     return State(state.step, moved)
 
 
@@ -170,7 +206,8 @@ def errors(work: Work, starts: Sequence[int], variations: Sequence[Variation] = 
             run(trainer, end)
             ours = trainer.state().copy()
             for variation in variations:
-                found.append(error(begun, ours, _varied(work, begun, end, variation)))  # noqa: PERF401 - long
+                theirs = _varied(work, begun, end, variation)
+                found.append(error(begun, ours, theirs, trainer.layout.still))
     return found
 
 
@@ -180,16 +217,30 @@ def calibrate(work: Work, starts: Sequence[int], variations: Sequence[Variation]
     Runs that came out alike to the last bit say nothing of rounding, and are left out.
 
     Raises:
-        InputError: the job diverges, or errors are so large that a fake could hide in them.
+        InputError: the job diverges, errors are so large that a fake could hide in them, or weights are of a coarser
+            type than float32.
     """
+    _check_types(work)
     found = [one for one in errors(work, starts, variations) if one]
     bound = MARGIN * statistics.median(found) if found else 0.0
-    if not bound < 1.0:
+    if not bound <= MOST_TOLERANCE:
         raise InputError(
             f"honest runs of {work.job.proving.segment} steps are apart by {statistics.median(found):.1e} of their "
             "movement: such a job can only be verified by a machine of the runner's class"
         )
     return max(bound, LEAST_TOLERANCE)
+
+
+def _check_types(work: Work) -> None:
+    with repeatable(work.job.training.threads):
+        types = {one.dtype for one in Trainer(work).parameters}
+    # Runs agree in most numbers, and where they do not they are a whole step apart: no median tells of that.
+    coarse = next((one for one in types if torch.finfo(one).eps > _COARSEST), None)
+    if coarse is not None:
+        raise InputError(
+            f"weights are stored as {coarse}, in which rounding is as much as a step moves: such a job can only be "
+            "verified by a machine of the runner's class; keep weights in float32 and set precision instead"
+        )
 
 
 def _varied(work: Work, begun: State, end: int, variation: Variation) -> State:

@@ -68,6 +68,9 @@ class Layout:
             raise ModelError("a job's model must be on the CPU: there a step can be run again exactly")
         self._moved: Final = [(names[parameter], parameter) for parameter in moved]
         self._places: Final = list(_places(model))
+        known = {id(parameter) for parameter in moved}
+        self.still: Final = frozenset(MODEL + name for name, own, key in self._places if id(own[key]) not in known)
+        """What of the model the optimiser does not move, by its names in states: buffers, frozen parameters."""
 
     def capture(self, step: int) -> State:
         """Return the state as it is now; its tensors are the model's own.

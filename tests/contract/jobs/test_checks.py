@@ -8,7 +8,9 @@ from typing import Any, cast
 import msgspec
 import pytest
 import torch
+from torch import Tensor, nn
 
+from awfulowl.errors import ProofError
 from awfulowl.jobs import proof
 from awfulowl.jobs.challenge import Challenge, draw
 from awfulowl.jobs.checks import epochs, log, printed_epochs
@@ -20,6 +22,7 @@ from awfulowl.jobs.loop import EVALUATED_PARTS, Conduct, Row, Trainer, Work, rep
 from awfulowl.jobs.machine import this_machine
 from awfulowl.jobs.proof import Proof
 from awfulowl.jobs.records import Evaluation, Iteration, Log, Sample
+from awfulowl.jobs.task import Batch
 from awfulowl.jobs.verify import _Rebuilt
 from tests.unit.jobs.small import STEPS, Small, everything, made, small_work
 
@@ -168,6 +171,37 @@ def test_epochs_as_printed_only_fail_beyond_ten_deviations(work: Work, whole: Pa
     check = CHECKS["printed: epochs"]
     assert refusal(check, work, whole, moved(0.2)) is None  # two thirds of what the loss falls in the whole job
     assert refusal(check, work, whole, moved(50.0)) is not None
+
+
+class Evaluated(Small):
+    """Raises where it is evaluated, if it is told to."""
+
+    broken = False
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        model.get_submodule("1").eval()
+        if self.broken and not model.training:
+            raise ArithmeticError
+        return super().loss(model, batch)
+
+
+def test_modes_are_put_back_after_epochs_as_printed(tmp_path: Path) -> None:
+    """Batch norm is held still from the start of every step."""
+    task = Evaluated()
+    work = small_work(task)
+    found = proof.read(made(work, tmp_path / "proof"), work.job)
+    with repeatable(1):
+        own = Own(work)
+        case = Case(own, found, everything(work, tmp_path / "proof"), _Rebuilt(own, found))
+        before = [module.training for module in own.trainer.model.modules()]
+        assert sorted(set(before)) == [False, True]
+        for task.broken in (False, True):
+            if task.broken:
+                with pytest.raises(ProofError, match="ArithmeticError"):
+                    CHECKS["printed: epochs"].refuse(case)
+            else:
+                assert CHECKS["printed: epochs"].refuse(case) is None
+            assert [module.training for module in own.trainer.model.modules()] == before
 
 
 class Jumps(Conduct):

@@ -321,6 +321,16 @@ def test_packages_of_other_clients_are_refused_where_one_is_expected(
     assert "64 hex digits" in err
 
 
+@pytest.mark.parametrize(
+    "words", [["run", "job.pkg"], ["verify", "code"], ["challenge", "code"], ["answer", "code", "JOB.toml"]]
+)
+def test_no_keys_are_read_for_a_client_that_is_no_key(owl: Owl, words: list[str], home: Path) -> None:
+    code, _, err = owl("job", *words, "--client", "me", "--key", "missing.key")
+    assert code == 2
+    assert "--client" in err
+    assert "missing.key" not in err
+
+
 def test_a_verdict_says_on_whose_order_it_is_and_why_it_was_dear(
     owl: Owl, package: Path, people: People, monkeypatch: pytest.MonkeyPatch
 ) -> None:

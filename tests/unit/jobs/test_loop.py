@@ -11,8 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from awfulowl.errors import InputError, ModelError
+from awfulowl.jobs import records
 from awfulowl.jobs.job import Proving, Training
-from awfulowl.jobs.loop import EVALUATED_PARTS, HONEST, Row, Trainer, order, preflight, prepare, repeatable, run
+from awfulowl.jobs.loop import (
+    EVALUATED_PARTS,
+    HONEST,
+    Row,
+    Trainer,
+    evaluating,
+    order,
+    preflight,
+    prepare,
+    repeatable,
+    run,
+)
 from awfulowl.jobs.state import digest
 from awfulowl.jobs.task import Batch
 from tests.unit.jobs.small import EXAMPLES, STEPS, Small, files, made, small_work, verdict
@@ -254,3 +266,49 @@ def test_an_optimiser_of_the_tasks_own(tmp_path: Path) -> None:
     work = small_work(Own(), momentum=0.0)
     preflight(work)
     assert verdict(work, made(work, tmp_path / "proof")).status == "accepted"
+
+
+@pytest.mark.parametrize("steps", [1, 5, 6, 12, 23, 24, 30, 61])
+@pytest.mark.parametrize("every", [1, 4, 6, 9, 50])
+def test_how_many_states_are_stored(steps: int, every: int) -> None:
+    work = small_work(steps=steps, proving=Proving(checkpoint_every=every))
+    assert work.count_kept == sum(work.kept(step) for step in range(steps + 1))
+
+
+def test_a_job_whose_log_would_be_too_long_is_refused_before_it_begins() -> None:
+    """A runner would learn it at the end."""
+    most = records.MOST_BATCHES
+    with pytest.raises(InputError, match="raise checkpoint_every or batch"):
+        preflight(small_work(steps=most + 1, proving=Proving(checkpoint_every=1)))
+    with pytest.raises(InputError, match="raise checkpoint_every or batch"):
+        preflight(small_work(steps=most + 1, batch=EXAMPLES, proving=Proving(checkpoint_every=1000)))
+    with pytest.raises(InputError, match="bytes"):
+        preflight(small_work(steps=30_000_000, batch=1, proving=Proving(checkpoint_every=1 << 30)))
+    preflight(small_work(steps=most // 2, proving=Proving(checkpoint_every=1)))
+
+
+class Raising(Small):
+    """Raises where it is evaluated."""
+
+    def model(self) -> nn.Module:
+        model = super().model()
+        model.get_submodule("1").eval()
+        return model
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        if not model.training:
+            raise ArithmeticError
+        return super().loss(model, batch)
+
+
+def test_modes_are_put_back_when_an_evaluation_raises() -> None:
+    with repeatable(1):
+        trainer = Trainer(small_work(Raising()))
+        before = [module.training for module in trainer.model.modules()]
+        with pytest.raises(ArithmeticError):
+            trainer.evaluate(0)
+        assert [module.training for module in trainer.model.modules()] == before
+        with evaluating(trainer.model):
+            assert not any(module.training for module in trainer.model.modules())
+            assert not torch.is_grad_enabled()
+        assert [module.training for module in trainer.model.modules()] == before

@@ -41,7 +41,7 @@ def test_samples_come_while_training_goes_on() -> None:
 
 
 def test_what_is_kept_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("awfulowl.jobs.monitor._FULL", 2)
+    monkeypatch.setattr("awfulowl.jobs.monitor.FULL", 2)
     monkeypatch.setattr("awfulowl.jobs.monitor.MOST_RECORDS", 3)
     monitor = Monitor(3600, no_probe)
     for _ in range(5):

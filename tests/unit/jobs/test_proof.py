@@ -141,7 +141,7 @@ def test_ended_just_before_the_commitment(work: Work, whole: Path, copy: Path) -
 
 def test_long_stretches_without_a_stored_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is written between stored states too, and a runner goes on from the last stored one."""
-    monkeypatch.setattr("awfulowl.jobs.monitor._FULL", 2)
+    monkeypatch.setattr("awfulowl.jobs.monitor.FULL", 2)
     own = small_work(proving=Proving(checkpoint_every=1000))
     with pytest.raises(EndedError):
         made(own, tmp_path / "proof", EndsBefore(11))

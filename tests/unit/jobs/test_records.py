@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awfulowl.errors import ProofError
+from awfulowl.errors import InputError, ProofError
 from awfulowl.jobs import records
 from awfulowl.jobs.job import Job
 from awfulowl.jobs.records import (
@@ -18,6 +18,7 @@ from awfulowl.jobs.records import (
     Iteration,
     RecordBatch,
     Sample,
+    check_length,
     encode_frame,
     finite,
     frames,
@@ -233,3 +234,23 @@ def test_what_is_not_finite(value: float) -> None:
         numbers = [1.0] * 4
         numbers[place] = value
         assert not finite(Iteration(0, *numbers))
+
+
+@pytest.mark.parametrize("steps", [1, 10, 1000])
+def test_the_length_of_a_log_is_known_before(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log of one batch takes what it is said to take, at most, and not much less."""
+    first = 1 << 29  # numbers of steps that take as many bytes as any
+    frame, _ = encode_frame(batch(genesis(JOB), first, first + steps), SIGNERS.runner)
+    monkeypatch.setattr(records, "MOST_LOG_BYTES", int(1.3 * len(frame)))
+    check_length(steps, 1)
+    monkeypatch.setattr(records, "MOST_LOG_BYTES", len(frame) - 1)
+    with pytest.raises(InputError, match="bytes"):
+        check_length(steps, 1)
+
+
+def test_batches_are_counted_before_with_those_that_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MOST_BATCHES", 5)
+    check_length(2 * records.FULL, 3)
+    for steps, kept in [(2 * records.FULL, 4), (3 * records.FULL, 3), (6, 6)]:
+        with pytest.raises(InputError, match="checkpoint_every or batch"):
+            check_length(steps, kept)

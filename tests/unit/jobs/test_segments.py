@@ -13,7 +13,7 @@ from awfulowl.errors import InputError
 from awfulowl.jobs import segments
 from awfulowl.jobs.challenge import answer, draw
 from awfulowl.jobs.checks.start import W0_TOLERANCE
-from awfulowl.jobs.job import Proving
+from awfulowl.jobs.job import MOST_TOLERANCE, Proving
 from awfulowl.jobs.loop import Conduct, Row, Trainer, Work, repeatable
 from awfulowl.jobs.machine import this_machine
 from awfulowl.jobs.proof import read
@@ -203,8 +203,9 @@ def test_another_start_is_found_beyond_rounding(tmp_path: Path) -> None:
     assert judged(NudgedStart(W0_TOLERANCE * 10), tmp_path / "b").caught_by == "start"
 
 
-def test_jobs_that_no_other_machine_can_verify(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("awfulowl.jobs.segments.errors", lambda *_: [0.5])
+@pytest.mark.parametrize("honest", [0.5, 1.1 * MOST_TOLERANCE / MARGIN])
+def test_jobs_that_no_other_machine_can_verify(monkeypatch: pytest.MonkeyPatch, honest: float) -> None:
+    monkeypatch.setattr("awfulowl.jobs.segments.errors", lambda *_: [honest])
     with pytest.raises(InputError, match="runner's class"):
         calibrate(small_work(), (1,))
 
@@ -291,7 +292,7 @@ class OtherRounding(Conduct):
         if trainer.step:
             return trainer.advance()
         begun = trainer.state().copy()
-        moved = nudged(begun, 2.0, Entropy(self._seed))
+        moved = nudged(begun, 2.0, Entropy(self._seed), trainer.layout.still)
         trainer.load(moved)
         row = trainer.advance()
         with torch.no_grad():

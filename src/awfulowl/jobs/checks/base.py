@@ -14,6 +14,7 @@ from awfulowl.jobs.failures import Blamed
 from awfulowl.jobs.loop import Row, Trainer, Work
 from awfulowl.jobs.proof import Proof
 from awfulowl.jobs.records import Iteration
+from awfulowl.jobs.segments import MOST_LOOKS
 from awfulowl.jobs.state import State, digest, form
 from awfulowl.randomness import SYSTEM, Entropy
 
@@ -114,6 +115,8 @@ class Case:
         self.trainer: Final = own.trainer
         self.rows: Final = {0: own.row}
         """What steps that were run again said."""
+        self.looks = MOST_LOOKS
+        """Second looks that are left."""
 
     @property
     def challenged(self) -> tuple[int, ...]:

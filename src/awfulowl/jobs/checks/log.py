@@ -12,7 +12,7 @@ from typing import Final
 from awfulowl.jobs.checks.base import Case, Check
 from awfulowl.jobs.records import Iteration, finite
 
-Rows = Collection[Iteration]
+Iterations = Collection[Iteration]
 """In the order of the log; they may be too many to be kept."""
 
 WINDOW: Final = 8
@@ -31,7 +31,7 @@ class SoundLog(Check):
     def refuse(self, case: Case) -> str | None:
         """Return what is wrong with the log, or None."""
         rows = case.proof.log.iterations
-        rules: tuple[Callable[[Case, Rows], str | None], ...] = (
+        rules: tuple[Callable[[Case, Iterations], str | None], ...] = (
             _complete,
             _finite,
             _rates,
@@ -43,19 +43,19 @@ class SoundLog(Check):
         return next((reason for reason in (rule(case, rows) for rule in rules) if reason), None)
 
 
-def _complete(case: Case, rows: Rows) -> str | None:
+def _complete(case: Case, rows: Iterations) -> str | None:
     if len(rows) != case.work.steps:
         return f"the log has {len(rows)} records, the job {case.work.steps} steps"
     wrong = next(((place, row.step) for place, row in enumerate(rows) if row.step != place), None)
     return None if wrong is None else f"record {wrong[0]} is of step {wrong[1]}: a gap or a repeat"
 
 
-def _finite(_: Case, rows: Rows) -> str | None:
+def _finite(_: Case, rows: Iterations) -> str | None:
     wrong = next((row.step for row in rows if not finite(row)), None)
     return None if wrong is None else f"the record of step {wrong} is not finite"
 
 
-def _rates(case: Case, rows: Rows) -> str | None:
+def _rates(case: Case, rows: Iterations) -> str | None:
     lr, task, steps = case.trainer.rates[0], case.work.task, case.work.steps
     wrong = next((row for row in rows if not math.isclose(row.rate, lr * task.rate(row.step, steps))), None)
     return (
@@ -63,7 +63,7 @@ def _rates(case: Case, rows: Rows) -> str | None:
     )
 
 
-def _clocks(case: Case, rows: Rows) -> str | None:
+def _clocks(case: Case, rows: Iterations) -> str | None:
     samples, resumed = case.proof.log.samples, iter(case.proof.log.resumed)
     ended = next(resumed, None)
     for row, later in pairwise(rows):
@@ -77,7 +77,7 @@ def _clocks(case: Case, rows: Rows) -> str | None:
     return None if samples else "the log has no sample of the machine"
 
 
-def _evaluations(case: Case, _: Rows) -> str | None:
+def _evaluations(case: Case, _: Iterations) -> str | None:
     found, ends = case.proof.log.evaluations, case.work.ends
     if len(found) != len(ends) or any(one.step != end for one, end in zip(found, ends, strict=True)):
         return f"{len(found)} evaluations do not stand at the {len(ends)} ends of epochs"
@@ -85,7 +85,7 @@ def _evaluations(case: Case, _: Rows) -> str | None:
     return None if wrong is None else f"the evaluation before step {wrong} is not finite"
 
 
-def _repeats(_: Case, rows: Rows) -> str | None:
+def _repeats(_: Case, rows: Iterations) -> str | None:
     """A loss that has come to rest may repeat; one that moves does not, to its last bit, `WINDOW` times in a row.
 
     Of a long log only every k-th window is kept: then a stretch that was told twice is found if it is longer by k.
@@ -105,7 +105,7 @@ def _repeats(_: Case, rows: Rows) -> str | None:
     return None
 
 
-def _speed(case: Case, rows: Rows) -> str | None:
+def _speed(case: Case, rows: Iterations) -> str | None:
     first, last = math.inf, -math.inf
     for row in rows:
         first, last = min(first, row.at), max(last, row.at)

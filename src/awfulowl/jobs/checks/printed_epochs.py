@@ -7,7 +7,7 @@ import torch
 
 from awfulowl.jobs.checks.base import Case, Check
 from awfulowl.jobs.failures import Blamed
-from awfulowl.jobs.loop import Trainer
+from awfulowl.jobs.loop import Trainer, evaluating
 from awfulowl.randomness import SYSTEM
 
 PERCENT: Final = 10
@@ -55,11 +55,9 @@ def _loss(case: Case, trainer: Trainer) -> float:
     work = case.work
     chosen = torch.tensor(SYSTEM.permutation(work.rows)[: max(1, work.rows * PERCENT // 100)])
     total = 0.0
-    trainer.model.eval()
-    with torch.no_grad():
+    with evaluating(trainer.model):
         for numbers in torch.split(chosen, work.job.training.batch):
             batch = tuple(tensor[numbers] for tensor in work.examples)
             total += float(work.task.loss(trainer.model, batch).item()) * len(numbers)
-    trainer.model.train()
     case.cost.examples += len(chosen)
     return total / len(chosen)

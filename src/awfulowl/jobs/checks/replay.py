@@ -67,15 +67,17 @@ def segment(case: Case, begun: State) -> str | None:
         return "runner and verifier are of two classes, and the job gives no tolerance"
     end = segment_end(case.work, case.challenge, step)
     theirs, least = case.states.state(end), float("inf")
-    for look in segments.looks(case.trainer, begun, end, case.entropy, case.advance):
-        found = segments.error(begun, look.end, theirs)
+    most = min(segments.LOOKS, case.looks)
+    for look in segments.looks(case.trainer, begun, end, case.entropy, case.advance, most):
+        found = segments.error(begun, look.end, theirs, case.trainer.layout.still)
         least = min(least, found)
-        case.rows.setdefault(step, look.row)
         if found <= bound:
             case.rows[step] = look.row
+            case.looks -= look.number
             return None
+    case.looks -= most
     return (
-        f"steps {step} to {end - 1}, run again {segments.LOOKS + 1} times from states within rounding of the committed "
+        f"steps {step} to {end - 1}, run again {most + 1} times from states within rounding of the committed "
         f"one, are {least:.1e} of their movement apart or more; {bound:.1e} is allowed"
     )
 
