@@ -19,11 +19,11 @@ from awfulowl.lab.scenes.drawing import attackable, grids_of
 from awfulowl.lab.scenes.grading import compare, grade
 from awfulowl.lab.scenes.loot import Scene, held_share, seen_share
 from awfulowl.lab.scenes.threat import changed
+from awfulowl.lab.victims.data import some
 from awfulowl.lab.victims.fitting import OnEpoch
 from awfulowl.lab.yardsticks import lines, possession
 from awfulowl.lab.yardsticks.completion import complete, completion_flops
 from awfulowl.lab.yardsticks.floors import MissingLayers, floors
-from awfulowl.models.data import Labelled
 from awfulowl.randomness import Entropy
 
 DROP_IMAGES = 2000
@@ -159,7 +159,7 @@ def _drop(shop: Workshop, cell: DropCell, seed: int) -> Record:
     victim = shop.network(cell.victim)
     model = copy.deepcopy(victim.model)
     possession.drop(model, grids_of(model, cell.layers, cell.block), cell.dropped, Entropy(seed))
-    test = Labelled(*(part[:DROP_IMAGES] for part in shop.data.test))
+    test = some(shop.data.test, DROP_IMAGES, 0)
     found = compare(model, victim.answers, cell.layers, validation=shop.data.validation, test=test)
     return Record(seed=seed, graded=Graded.of(found))
 

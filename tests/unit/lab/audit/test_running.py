@@ -14,17 +14,20 @@ import pytest
 from awfulowl.costs import Ledger
 from awfulowl.errors import InputError, ModelError
 from awfulowl.lab.attacks.base import Attack, Recovery
-from awfulowl.lab.audit import possessed, summary, workshop
+from awfulowl.lab.audit import cells, possessed, summary, workshop
 from awfulowl.lab.audit.record import Graded, Record, Store
 from awfulowl.lab.audit.running import CELLS, Conditions, audit, run
+from awfulowl.lab.audit.workshop import Workshop
 from awfulowl.lab.report.headlines import headlines
 from awfulowl.lab.report.page import HTML
 from awfulowl.lab.report.schema import JSON, Report, read_report
-from awfulowl.lab.request import ORDERS, NetworkCell, Request, make_request, seed_of
+from awfulowl.lab.request import ORDERS, DropCell, NetworkCell, Request, make_request, seed_of
+from awfulowl.lab.scenes.grading import Grade, compare
 from awfulowl.lab.scenes.loot import Scene
 from awfulowl.lab.scenes.threat import ThreatModel, make_threat
 from awfulowl.lab.victims import kinds as victims
 from awfulowl.lab.yardsticks import lines, possession
+from awfulowl.models.data import Labelled
 from awfulowl.randomness import Entropy
 from tests.scenes import TINY
 
@@ -191,6 +194,26 @@ def test_possession_has_curves_scores_and_warm_starts(tmp_path: Path) -> None:
     scratch = [one for one in found.warm if one.share == 0]
     assert all(one.gain == 0 for one in scratch)
     assert {path.stem for path in tmp_path.glob("*.svg")} >= {"drop-curves", "layer-scores", "warm-start"}
+
+
+def test_drop_curves_look_at_all_classes_of_data_that_are_sorted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Workshop(request(), tmp_path)
+    inputs, labels = shop.data.test
+    order = labels.argsort()
+    shop.data = shop.data._replace(test=Labelled(inputs[order], labels[order]))
+    seen: list[Labelled] = []
+
+    def watched(*args: Any, test: Labelled, **others: Any) -> Grade:
+        seen.append(test)
+        return compare(*args, test=test, **others)
+
+    monkeypatch.setattr(cells, "DROP_IMAGES", 60)
+    monkeypatch.setattr(cells, "compare", watched)
+    cells.work(shop, DropCell(victim=0, layers=("hidden",), block=16, dropped=0.5, draw=0))
+    assert len(seen[0].labels) == 60
+    assert len(set(seen[0].labels.tolist())) == 10
 
 
 class Lucky(Attack):
