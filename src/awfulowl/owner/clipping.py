@@ -23,7 +23,7 @@ from awfulowl.owner.engine import together
 from awfulowl.owner.history import Job
 from awfulowl.owner.training import STEP_TIMEOUT_FACTOR, TrainedDeployment
 from awfulowl.placement.plan import Panel
-from awfulowl.verification.images import sketch
+from awfulowl.verification.gradients import sketch
 from awfulowl.wire.messages import Measure
 
 _CHEAP: Final = 0.25

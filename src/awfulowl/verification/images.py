@@ -16,6 +16,7 @@ each column of W (row, for images from the right), in units of κ u² (`verifica
   covariance of errors in weights and momentum. Where products are alike (constant inputs with equal gradients)
   sums err to one side, by n/4 units in the last place where they are all equal: n/(16 κ) |G_j|⁴/Σ_b |dy_b|²
   x_bj² is added, which is that where they are equal, and no more than the rest where their signs are random.
+  Where n is large the owner's own sums over dy and x are of short runs in float32, and n is larger by what they lose.
   Errors of different steps are taken for independent. So they are as soon as anything about a batch changes;
   the same x and dy to the last bit at dozens of steps, such as constant inputs whose gradients are saturated,
   err alike each time, and may look like a lie.
@@ -25,7 +26,6 @@ each column of W (row, for images from the right), in units of κ u² (`verifica
 
 import math
 from collections.abc import Sequence
-from math import prod
 from typing import Final, NamedTuple
 
 import torch
@@ -35,8 +35,9 @@ from awfulowl.arithmetic.descent import Descent
 from awfulowl.blocks.grid import Grid
 from awfulowl.errors import ModelError
 from awfulowl.randomness import Entropy
-from awfulowl.verification.rounding import MEAN_SQUARE, UNIT_ROUNDOFF
-from awfulowl.verification.sums import AnyKernel, Transposed, chunks, taps, weigh
+from awfulowl.verification.gradients import Laid, added, energy, image
+from awfulowl.verification.rounding import MEAN_SQUARE, UNIT_ROUNDOFF, own_terms
+from awfulowl.verification.sums import AnyKernel, Transposed
 from awfulowl.verification.vectors import project
 
 LARGEST_SQUARE: Final = 3.0
@@ -56,16 +57,19 @@ class Step(NamedTuple):
     """What a gradient adds to a side.
 
     `image` is (*size, k, b) float64, `energy` is Σ_b |dy_b|² x_b² (*size, parts, b), and `terms` is the number of
-    products in each number of the gradient.
+    products in each number of the gradient, and as many more as round like the owner's own sums.
     """
 
     image: Tensor
     energy: Tensor
     terms: int
 
-    def plus(self, other: "Step") -> "Step":
-        """Return the sum of two."""
-        return Step(self.image + other.image, self.energy + other.energy, self.terms + other.terms)
+    @staticmethod
+    def total(steps: Sequence["Step"], run: int = 0) -> "Step":
+        """Return the sum of some, of which the owner has made the images in float32 as `run` says."""
+        image, energy = (added([getattr(step, name) for step in steps]) for name in ("image", "energy"))
+        # Each number that goes into a sum is a sum itself.
+        return Step(image, energy, sum(step.terms for step in steps) + 2 * own_terms(run))
 
 
 class Side:
@@ -90,9 +94,9 @@ class Side:
         self._vectors = vectors
         self._transposed = transposed
         self.parts: Final = parts.double()
-        self._parts: Final = parts.float()
         uniform = entropy.uniform(parts.numel() * vectors).reshape(len(parts), vectors, -1)
-        self.secret: Final = ((2 * uniform - 1) * LARGEST_SQUARE**0.5 * self.parts[:, None]).flatten(0, 1)
+        secret = ((2 * uniform - 1) * LARGEST_SQUARE**0.5 * self.parts[:, None]).flatten(0, 1)
+        self.secret: Final = secret.float().double()  # so that sums in float32 need not round it
 
     def anchor(self, weight: Sequence[Tensor], momentum: Sequence[Tensor]) -> None:
         """Take images of weights and momentum that are known, and stray from them no more.
@@ -143,27 +147,25 @@ class Side:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything that is kept."""
-        own = (self.secret, self.parts, self._parts, self.weight, self.momentum, self._start, self._base)
+        own = (self.secret, self.parts, self.weight, self.momentum, self._start, self._base)
         return (*own, *self._noise, *self._drag)
 
-    def step(self, x: Tensor, dy: Tensor) -> Step:
-        """Return what a batch adds to the gradient's image.
+    def step(self, own: Laid, other: Laid, run: int) -> Step:
+        """Return what some samples add to the gradient's image.
 
         Args:
-            x: (batch, inputs, *space).
-            dy: (batch, outputs, *space').
+            own: gradients of outputs, or inputs from the right.
+            other: inputs, or gradients of outputs from the right.
+            run: products that are added up in float32 before float64 takes over; 0: all is float64.
         """
-        own, other = (x, dy) if self._transposed else (dy, x)
-        kernel: AnyKernel = Transposed(self._grid.kernel) if not self._transposed else self._grid.kernel
-        image: Tensor | None = None
-        energy: Tensor | None = None
-        for mine, theirs in zip(_alike(own, other), _alike(other, own), strict=True):
-            more = _correlate(self._grid, kernel, self.secret, mine, theirs)
-            squares = _correlate(self._grid, kernel, self._parts, mine.square(), theirs.square())
-            image, energy = (more, squares) if image is None or energy is None else (image + more, energy + squares)
-        if image is None or energy is None:
-            image, energy = torch.zeros_like(self.weight), torch.zeros_like(self._base)
-        return Step(image, energy, dy.shape[0] * prod(dy.shape[2:]))
+        grid = self._grid
+        kernel: AnyKernel = grid.kernel if self._transposed else Transposed(grid.kernel)
+        gradients = other if self._transposed else own
+        return Step(
+            image(grid, kernel, self.secret, own, other, run),
+            energy(grid, kernel, self.parts, own, other),
+            gradients.columns.shape[-1],
+        )
 
     def move(self, rule: Descent, step: Step) -> None:
         """Follow the weights through a step along a gradient."""
@@ -290,53 +292,3 @@ def _carried(rule: Descent, noise: tuple[Tensor, Tensor, Tensor], new: Tensor) -
         own * b * weight + (own * a + cross * b) * mixed + cross * a * momentum + both * c * new,
         b**2 * weight + 2 * a * b * mixed + a**2 * momentum + c**2 * new,
     )
-
-
-def _alike(x: Tensor, other: Tensor) -> Sequence[Tensor]:
-    """Split a batch as the larger of two needs it."""
-    return torch.split(x, min(len(chunks(x)[0]), len(chunks(other)[0])) or 1)
-
-
-def _correlate(grid: Grid, kernel: AnyKernel, secret: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    """Return Σ_b (secret own_b) other_b, tap by tap: (*size, k, channels of other).
-
-    Args:
-        grid: of the panel.
-        kernel: the one whose results are at the positions of `own`, and which sees `other`.
-        secret: (k, channels of own), of the type that sums are made in.
-        own: (batch, channels, *space), weighed with the secret.
-        other: (batch, channels, *space').
-    """
-    groups, k = grid.groups, len(secret)
-    if own.dim() == 2:
-        return weigh(secret, own) @ other.to(secret.dtype)
-    pairs = zip(secret.chunk(groups, 1), own.chunk(groups, 1), strict=True)
-    weighed = torch.stack([weigh(part, mine) for part, mine in pairs])
-    space = other.shape[2:]
-    shifted = weighed.new_zeros(groups, prod(grid.size), k, len(own), *space)
-    for tap, (targets, sources) in enumerate(taps(kernel, grid.size, own.shape[2:], space)):
-        into = shifted[:, tap]
-        into[:, :, :, *targets] = weighed[:, :, :, *sources]
-    by_group = other.to(secret.dtype).reshape(len(other), groups, other.shape[1] // groups, *space)
-    theirs = by_group.permute(1, 2, 0, *range(3, by_group.dim())).flatten(2)
-    sums = torch.bmm(shifted.flatten(3).flatten(1, 2), theirs.mT)
-    return sums.reshape(groups, *grid.size, k, -1).movedim(0, -2).flatten(-2)
-
-
-def sketch(grid: Grid, secret: Tensor, x: Tensor, dy: Tensor) -> Tensor:
-    """Return the image from the left of the gradient of a batch: (*size, k, inputs), in the precision of `secret`.
-
-    Args:
-        grid: of the panel.
-        secret: (k, outputs).
-        x: (batch, inputs, *space).
-        dy: (batch, outputs, *space').
-    """
-    kernel = Transposed(grid.kernel)
-    parts = zip(_alike(dy, x), _alike(x, dy), strict=True)
-    return added([_correlate(grid, kernel, secret, own, other) for own, other in parts])
-
-
-def added(images: Sequence[Tensor]) -> Tensor:
-    """Return the sum of images."""
-    return images[0] if len(images) == 1 else torch.stack(list(images)).sum(dim=0)

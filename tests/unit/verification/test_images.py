@@ -14,7 +14,8 @@ from awfulowl.blocks.grid import Grid
 from awfulowl.errors import ModelError
 from awfulowl.randomness import Entropy
 from awfulowl.verification import sums
-from awfulowl.verification.images import LARGEST_SQUARE, Side
+from awfulowl.verification.gradients import laid
+from awfulowl.verification.images import LARGEST_SQUARE, Side, Step
 from awfulowl.verification.rounding import MEAN_SQUARE, UNIT_ROUNDOFF
 from tests.unit.verification.descents import LAYERS, batch_of, moved, projected, rules, true_gradient
 from tests.unit.verification.shapes import Layer, dense, layers, some
@@ -41,6 +42,12 @@ def side_of(
     side = Side(grid, Entropy(seed), 3, masks(grid, transposed, parts), transposed=transposed)
     side.anchor([layer.weights], momentum)
     return side
+
+
+def step_of(side: Side, x: Tensor, dy: Tensor, run: int = 0) -> Step:
+    """What a batch adds to the image of a gradient."""
+    pairs = laid(x, dy, side._grid.groups, run)
+    return Step.total([side.step(*((xs, dys) if side._transposed else (dys, xs)), run) for xs, dys in pairs], run)
 
 
 def assert_is(found: Tensor, exact: Tensor, size: Tensor) -> None:
@@ -158,7 +165,7 @@ def test_the_largest_weights_are_finite(transposed: bool) -> None:
 def test_steps_have_the_image_of_the_gradient(transposed: bool, layer: Layer, parts: int, seed: int) -> None:
     x, dy = batch_of(layer, seed)
     side = side_of(layer, transposed, parts)
-    step = side.step(x, dy)
+    step = step_of(side, x, dy)
     absolute = true_gradient(layer.grid, x.abs(), dy.abs())
     assert_image(side, step.image, layer.grid, true_gradient(layer.grid, x, dy), absolute, transposed)
     assert step.terms == len(dy) * math.prod(dy.shape[2:])
@@ -169,7 +176,7 @@ def test_steps_have_the_image_of_the_gradient(transposed: bool, layer: Layer, pa
 def test_steps_of_each_kind_of_layer(layer: Layer, transposed: bool) -> None:
     x, dy = batch_of(layer)
     side = side_of(layer, transposed, parts=2)
-    step = side.step(x, dy)
+    step = step_of(side, x, dy)
     absolute = true_gradient(layer.grid, x.abs(), dy.abs())
     assert_image(side, step.image, layer.grid, true_gradient(layer.grid, x, dy), absolute, transposed)
     squares = true_gradient(layer.grid, x.square(), dy.square())
@@ -182,9 +189,9 @@ def test_steps_of_each_kind_of_layer(layer: Layer, transposed: bool) -> None:
 @pytest.mark.parametrize("chunk", [1, 150])
 def test_chunks_make_no_difference(layer: Layer, transposed: bool, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     side = side_of(layer, transposed)
-    whole = side.step(*batch_of(layer))
+    whole = step_of(side, *batch_of(layer))
     monkeypatch.setattr(sums, "_CHUNK", chunk)
-    chunked = side.step(*batch_of(layer))
+    chunked = step_of(side, *batch_of(layer))
     torch.testing.assert_close(chunked.image, whole.image, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(chunked.energy, whole.energy, rtol=1e-4, atol=0)
     assert chunked.terms == whole.terms
@@ -194,8 +201,8 @@ def test_chunks_make_no_difference(layer: Layer, transposed: bool, chunk: int, m
 @shapes
 def test_steps_add_up(layer: Layer, transposed: bool) -> None:
     side, (x, dy) = side_of(layer, transposed), batch_of(layer)
-    together = side.step(x, dy)
-    total = side.step(x[:1], dy[:1]).plus(side.step(x[1:], dy[1:]))
+    together = step_of(side, x, dy)
+    total = Step.total([step_of(side, x[:1], dy[:1]), step_of(side, x[1:], dy[1:])])
     torch.testing.assert_close(total.image, together.image, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(total.energy, together.energy, rtol=1e-4, atol=0)
     assert total.terms == together.terms
@@ -205,7 +212,7 @@ def test_steps_add_up(layer: Layer, transposed: bool) -> None:
 @shapes
 def test_no_samples_make_no_gradient(layer: Layer, transposed: bool) -> None:
     side, (x, dy) = side_of(layer, transposed), batch_of(layer)
-    step = side.step(x[:0], dy[:0])
+    step = step_of(side, x[:0], dy[:0])
     assert step.image.shape == side.weight.shape
     assert step.terms == 0
     assert not bool(step.image.any())
@@ -224,7 +231,7 @@ def test_images_move_with_the_weights(transposed: bool, layer: Layer, steps: lis
     exact = size = layer.weights.double(), momentum.double()
     for seed, rule in enumerate(steps):
         x, dy = batch_of(layer, seed)
-        side.move(rule, side.step(x, dy))
+        side.move(rule, step_of(side, x, dy))
         exact = moved(rule, *exact, true_gradient(layer.grid, x, dy))
         positive = Descent(*(abs(number) for number in (getattr(rule, field) for field in Descent.__struct_fields__)))
         size = moved(positive, size[0].abs(), size[1].abs(), true_gradient(layer.grid, x.abs(), dy.abs()))
@@ -243,7 +250,7 @@ def test_errors_are_carried_by_the_rule(transposed: bool, steps: list[Descent]) 
     variances: list[Tensor] = []
     one, zero = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     for seed, rule in enumerate(steps):
-        step = side.step(*batch_of(layer, seed))
+        step = step_of(side, *batch_of(layer, seed))
         gradient_squared = step.image.square().mean(dim=-2, keepdim=True)
         alike = step.terms * gradient_squared**2 / step.energy.double().clamp_min(1e-300)
         random = (step.terms + 3) / 3 * (step.energy + gradient_squared)
@@ -262,9 +269,9 @@ def test_a_momentum_that_is_not_used_stays(transposed: bool) -> None:
     """As `torch.optim.SGD` leaves its buffer alone, and `descend` the third tensor of a state."""
     layer = LAYERS["dense"]
     side = side_of(layer, transposed)
-    side.move(Descent.sgd(0.1, momentum=0.9), side.step(*batch_of(layer)))
+    side.move(Descent.sgd(0.1, momentum=0.9), step_of(side, *batch_of(layer)))
     before = side.momentum
-    side.move(Descent.sgd(0.1), side.step(*batch_of(layer, 2)))
+    side.move(Descent.sgd(0.1), step_of(side, *batch_of(layer, 2)))
     assert torch.equal(side.momentum, before)
 
 
@@ -273,7 +280,7 @@ def test_weights_that_stand_still_stray_no_more(transposed: bool) -> None:
     layer = LAYERS["dense"]
     side = side_of(layer, transposed)
     for _ in range(10):
-        side.move(Descent.sgd(0.0), side.step(*batch_of(layer)))
+        side.move(Descent.sgd(0.0), step_of(side, *batch_of(layer)))
     assert not bool(side.strayed.any())
     assert side.stretched == 0
 
@@ -284,7 +291,7 @@ def test_what_is_decayed_only_strays_by_roundings_of_the_decay() -> None:
     side = side_of(layer, transposed=False)
     rule = Descent.sgd(1.0, weight_decay=5e-4)
     for _ in range(100):
-        side.move(rule, side.step(*batch_of(layer)))
+        side.move(rule, step_of(side, *batch_of(layer)))
     roundings = math.sqrt(float(side.strayed.sum())) / (5e-4 * float(layer.weights.norm()))
     assert 100 < roundings < 400
 
@@ -294,7 +301,7 @@ def test_stretch_is_the_relative_change(transposed: bool) -> None:
     layer = dense(96, 96, 64)
     for rate in (1e-4, 1e-3, 1e-2):
         side, (x, dy) = side_of(layer, transposed), batch_of(layer)
-        side.move(Descent.sgd(rate), side.step(x, dy))
+        side.move(Descent.sgd(rate), step_of(side, x, dy))
         change = rate * true_gradient(layer.grid, x, dy).norm() / layer.weights.norm()
         assert side.stretched == pytest.approx(float(change), rel=0.25)
 
@@ -306,7 +313,7 @@ def test_drift_is_the_error_relative_to_the_weights(transposed: bool) -> None:
     assert side.drift == 0
     drifts = []
     for seed in range(4):
-        side.move(Descent.sgd(0.01, momentum=0.9), side.step(*batch_of(layer, seed)))
+        side.move(Descent.sgd(0.01, momentum=0.9), step_of(side, *batch_of(layer, seed)))
         drifts.append(side.drift)
     error = math.sqrt(MEAN_SQUARE * float(side.strayed.sum())) * UNIT_ROUNDOFF
     assert side.drift == pytest.approx(error / math.sqrt(float(side.energy.sum())))
@@ -319,7 +326,7 @@ def test_weights_of_zero(transposed: bool) -> None:
     layer = LAYERS["dense"]._replace(weights=torch.zeros(24, 40))
     side = side_of(layer, transposed)
     assert side.stretched == side.drift == 0
-    side.move(Descent.sgd(0.1), side.step(*batch_of(layer)))
+    side.move(Descent.sgd(0.1), step_of(side, *batch_of(layer)))
     assert math.isfinite(side.stretched)
     assert side.stretched > 1e6
     assert 0 < side.drift < 1e-5
@@ -335,7 +342,7 @@ def test_energy_is_seldom_too_small(transposed: bool, stretch: float, seldom: fl
         side, (x, dy) = side_of(layer, transposed, seed=seed), batch_of(layer, seed)
         along = true_gradient(layer.grid, x, dy)
         rate = stretch * float(layer.weights.norm() / along.norm())
-        side.move(Descent.sgd(rate), side.step(x, dy))
+        side.move(Descent.sgd(rate), step_of(side, x, dy))
         energy = projected(layer.grid, side.parts, (layer.weights - rate * along).square(), transposed=transposed)
         assert 1 < float(side.energy.sum() / energy.sum()) < 3
         ratios.append((side.energy / energy).flatten())
