@@ -14,7 +14,8 @@ threads     50 honest runners whose machines add in another order than the verif
 tolerance   Errors of honest segments, and of the cheats' steps, by length of the segment.
 cost        Verification over training, in processor time, for jobs of several lengths, answered by the runner, or with
             the states rebuilt by the verifier; and bytes of a checkpoint.
-overhead    Processor time of a monitored run that writes its proof over that of the same steps in a plain PyTorch loop.
+overhead    Processor time of a monitored run that writes its proof over that of the same steps in a plain PyTorch loop,
+            step by step in turns; mean over stretches from checkpoint to checkpoint.
 kills       A runner ended by SIGKILL at 30 random moments goes on, and proves what an undisturbed one proves.
 """
 
@@ -58,7 +59,7 @@ from awfulowl.jobs.segments import VARIATIONS, Variation, calibrate
 from awfulowl.jobs.trial import Trial, attempt
 from awfulowl.jobs.verify import verify
 from awfulowl.randomness import Entropy
-from awfulowl.results import wilson
+from awfulowl.results import bootstrap, wilson
 
 PHI: Final = 0.25
 PHIS: Final = (0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0)
@@ -335,6 +336,49 @@ def cost(size: Size) -> Iterator[dict[str, Any]]:
             }
 
 
+class Beside(Conduct):
+    """An honest runner that takes every step as a plain PyTorch loop as well, and notes the processor time of both."""
+
+    def __init__(self) -> None:
+        self.plain: list[float] = []
+        self.proven: list[float] = []
+        self.evaluating = 0.0
+        self._left = 0.0
+
+    def start(self, trainer: Trainer) -> None:
+        """Make the twin that is trained beside."""
+        self._twin = Trainer(trainer.work)
+
+    def step(self, trainer: Trainer) -> Row:
+        """Take the step twice: no record, no digest, nothing stored; and as a job does."""
+        begun = time.process_time()
+        if self.plain:
+            self.proven.append(begun - self._left)
+        twin = self._twin
+        twin.optimizer.zero_grad()
+        loss = trainer.work.task.loss(twin.model, trainer.work.batch(trainer.step))
+        torch.autograd.backward(loss)
+        twin.optimizer.step()
+        loss.item()
+        self._left = time.process_time()
+        self.plain.append(self._left - begun)
+        return trainer.advance()
+
+    def evaluate(self, trainer: Trainer, epoch: int) -> float:
+        """Note the time of the loss at the end of an epoch, which is no part of the overhead."""
+        begun = time.process_time()
+        found = super().evaluate(trainer, epoch)
+        took = time.process_time() - begun
+        self.evaluating += took
+        self._left += took
+        return found
+
+    def ratios(self, length: int) -> list[float]:
+        """Return the overhead of stretches of so many steps."""
+        starts = range(0, len(self.proven) - length + 1, length)
+        return [sum(self.proven[at : at + length]) / sum(self.plain[at : at + length]) - 1 for at in starts]
+
+
 def overhead(size: Size) -> Iterator[dict[str, Any]]:
     works = {
         "pictures, batch 128": pictures_work(size.data, 390),
@@ -350,39 +394,31 @@ def overhead(size: Size) -> Iterator[dict[str, Any]]:
             )
         )
         preflight(own)
-        pairs = [(plain_s(own), proven_s(own)) for _ in range(rounds)]
-        ratios = sorted(proven / plain - 1 for plain, proven in pairs)
+        ratios: list[float] = []
+        plain = whole = evaluating = 0.0
+        for _ in range(rounds):
+            conduct = Beside()
+            whole += proven_s(own, conduct) - sum(conduct.plain)
+            plain += sum(conduct.plain)
+            evaluating += conduct.evaluating
+            ratios += conduct.ratios(own.job.proving.checkpoint_every)
         yield {
             "job": name,
             "steps": steps,
             "rounds": rounds,
-            "step_ms": 1000 * min(plain for plain, _ in pairs) / steps,
-            "overhead": ratios[len(ratios) // 2],
-            "overhead_of_least": min(proven for _, proven in pairs) / min(plain for plain, _ in pairs) - 1,
-            "lowest": ratios[0],
-            "highest": ratios[-1],
+            "step_ms": 1000 * plain / steps / rounds,
+            "overhead": statistics.mean(ratios),
+            "interval": bootstrap(ratios, Entropy(0)),
+            "stretches": len(ratios),
+            "with_start_and_end": (whole - evaluating) / plain - 1,
+            "evaluation": evaluating / plain,
         }
 
 
-def plain_s(work: Work) -> float:
-    """The same steps as one writes them in PyTorch: no record, no digest, nothing stored."""
-    with repeatable(1):
-        trainer = Trainer(work)
-        model, optimizer = trainer.model, trainer.optimizer
-        before = time.process_time()
-        for step in range(work.steps):
-            optimizer.zero_grad()
-            loss = work.task.loss(model, work.batch(step))
-            torch.autograd.backward(loss)
-            optimizer.step()
-            loss.item()
-        return time.process_time() - before
-
-
-def proven_s(work: Work) -> float:
+def proven_s(work: Work, conduct: Conduct) -> float:
     with tempfile.TemporaryDirectory() as folder:
         before = time.process_time()
-        proof.make(work, Path(folder) / "proof", SIGNERS.runner)
+        proof.make(work, Path(folder) / "proof", SIGNERS.runner, conduct=conduct)
         return time.process_time() - before
 
 
