@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from awfulowl.blocks.grid import Grid
-from awfulowl.verification.sums import BUFFERS, AnyKernel, Transposed, chunks, in_runs, precision, taps
+from awfulowl.verification.sums import BUFFERS, AnyKernel, Transposed, chunks, taps
 
 
 class Laid(NamedTuple):
-    """Samples as a matrix for each group, (groups, channels / groups, batch * positions), and its squares.
+    """Samples as a matrix for each group, (groups, channels / groups, batch * positions), float64; squares are float32.
 
     Both are good until the next samples are laid in the same place.
     """
@@ -26,33 +26,30 @@ class Laid(NamedTuple):
     shape: torch.Size
 
 
-def laid(x: Tensor, dy: Tensor, groups: int, run: int) -> Iterator[tuple[Laid, Laid]]:
+def laid(x: Tensor, dy: Tensor, groups: int) -> Iterator[tuple[Laid, Laid]]:
     """Yield a batch laid out, some samples at a time.
 
     Args:
         x: (batch, inputs, *space).
         dy: (batch, outputs, *space').
         groups: of the convolution.
-        run: products that will be added up in float32; 0: all is float64.
     """
-    count = min(len(chunks(part, precision(run))[0]) for part in (x, dy)) or 1
+    count = min(len(chunks(x)[0]), len(chunks(dy)[0])) or 1
     for some, others in zip(torch.split(x, count), torch.split(dy, count), strict=True):
-        yield _lay(some, groups, precision(run), "x"), _lay(others, groups, precision(run), "dy")
+        yield _lay(some, groups, "x"), _lay(others, groups, "dy")
 
 
-def _lay(x: Tensor, groups: int, dtype: torch.dtype, place: str) -> Laid:
-    flat = x.dim() == 2
-    own = x if flat else x.transpose(0, 1)
-    if not flat or x.dtype != dtype:
-        own = BUFFERS.take(dtype, own.shape, place).copy_(own)
-    squares = torch.square(own, out=BUFFERS.take(dtype, own.shape, f"{place} squared"))
-    columns, squared = (
-        one.T.unsqueeze(0) if flat else one.view(groups, x.shape[1] // groups, -1) for one in (own, squares)
-    )
-    return Laid(columns, squared, x.shape)
+def _lay(x: Tensor, groups: int, place: str) -> Laid:
+    own = x if x.dim() == 2 else x.transpose(0, 1)
+    columns = BUFFERS.take(torch.float64, own.shape, place).copy_(own)
+    squares = torch.square(own.float(), out=BUFFERS.take(torch.float32, own.shape, place))
+    if x.dim() == 2:
+        return Laid(columns.T.unsqueeze(0), squares.T.unsqueeze(0), x.shape)
+    by_group = (groups, x.shape[1] // groups, x.shape[0] * prod(x.shape[2:]))
+    return Laid(columns.view(by_group), squares.view(by_group), x.shape)
 
 
-def image(grid: Grid, kernel: AnyKernel, secret: Tensor, own: Laid, other: Laid, run: int) -> Tensor:
+def image(grid: Grid, kernel: AnyKernel, secret: Tensor, own: Laid, other: Laid) -> Tensor:
     """Return Σ_b (secret own_b) other_b, tap by tap: (*size, k, channels of other), float64.
 
     Args:
@@ -61,38 +58,38 @@ def image(grid: Grid, kernel: AnyKernel, secret: Tensor, own: Laid, other: Laid,
         secret: (k, channels of own) float64.
         own: weighed with the secret.
         other: what that is correlated with.
-        run: products that are added up in float32 before float64 takes over; 0: all is float64.
     """
-    weighed = in_runs(_by_group(secret, own.columns), own.columns, run).to(own.columns.dtype)
-    return _correlate(grid, kernel, weighed, own, other, other.columns, run)
+    return _correlate(grid, kernel, secret, own.columns, own.shape, other.columns, other.shape)
 
 
 def energy(grid: Grid, kernel: AnyKernel, parts: Tensor, own: Laid, other: Laid) -> Tensor:
-    """Return Σ_b |own_b|² other_b², tap by tap: (*size, parts, channels of other) float32. Arguments as for `image`."""
-    weighed = _by_group(parts, own.squares) @ own.squares
-    return _correlate(grid, kernel, weighed, own, other, other.squares, 0).float()
-
-
-def _by_group(weights: Tensor, columns: Tensor) -> Tensor:
-    """Set the groups apart: (k, channels) to (groups, k, channels / groups)."""
-    return weights.to(columns.dtype).view(len(weights), len(columns), -1).transpose(0, 1)
+    """Return Σ_b |own_b|² other_b², tap by tap: (*size, parts, channels of other), float32. Arguments: see `image`."""
+    return _correlate(grid, kernel, parts.float(), own.squares, own.shape, other.squares, other.shape)
 
 
 def _correlate(
-    grid: Grid, kernel: AnyKernel, weighed: Tensor, own: Laid, other: Laid, columns: Tensor, run: int
+    grid: Grid,
+    kernel: AnyKernel,
+    weights: Tensor,
+    own: Tensor,
+    shape: torch.Size,
+    other: Tensor,
+    seen: torch.Size,
 ) -> Tensor:
-    """Add up, over samples and positions, what was weighed (groups, k, ...) times what each tap saw of the columns."""
-    (groups, k), space = weighed.shape[:2], other.shape[2:]
-    if space:
-        here = weighed.view(groups, k, own.shape[0], *own.shape[2:])
-        shifted = here.new_zeros(groups, prod(grid.size), k, own.shape[0], *space)
-        for tap, (targets, sources) in enumerate(taps(kernel, grid.size, own.shape[2:], space)):
+    """Return Σ_b (weights own_b) other_b, of columns of samples of some shapes."""
+    (groups, each, _), k = own.shape, len(weights)
+    weighed = weights.view(k, groups, each).transpose(0, 1) @ own
+    if len(seen) > 2:
+        here = weighed.view(groups, k, shape[0], *shape[2:])
+        shifted = here.new_zeros(groups, prod(grid.size), k, seen[0], *seen[2:])
+        for tap, (targets, sources) in enumerate(taps(kernel, grid.size, shape[2:], seen[2:])):
             shifted[:, tap][:, :, :, *targets] = here[:, :, :, *sources]
         weighed = shifted.flatten(3).flatten(1, 2)
-    sums = in_runs(weighed, columns.mT, run)
+    sums = weighed @ other.mT
     return sums.reshape(groups, *grid.size, k, -1).movedim(0, -2).flatten(-2)
 
 
+@torch.no_grad()
 def sketch(grid: Grid, secret: Tensor, x: Tensor, dy: Tensor) -> Tensor:
     """Return the image from the left of the gradient of a batch: (*size, k, inputs), float64.
 
@@ -103,7 +100,7 @@ def sketch(grid: Grid, secret: Tensor, x: Tensor, dy: Tensor) -> Tensor:
         dy: (batch, outputs, *space').
     """
     kernel = Transposed(grid.kernel)
-    return added([image(grid, kernel, secret, theirs, mine, 0) for mine, theirs in laid(x, dy, grid.groups, 0)])
+    return added([image(grid, kernel, secret, theirs, mine) for mine, theirs in laid(x, dy, grid.groups)])
 
 
 def added(images: Sequence[Tensor]) -> Tensor:

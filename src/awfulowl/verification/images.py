@@ -16,7 +16,6 @@ each column of W (row, for images from the right), in units of κ u² (`verifica
   covariance of errors in weights and momentum. Where products are alike (constant inputs with equal gradients)
   sums err to one side, by n/4 units in the last place where they are all equal: n/(16 κ) |G_j|⁴/Σ_b |dy_b|²
   x_bj² is added, which is that where they are equal, and no more than the rest where their signs are random.
-  Where n is large the owner's own sums over dy and x are of short runs in float32, and n is larger by what they lose.
   Errors of different steps are taken for independent. So they are as soon as anything about a batch changes;
   the same x and dy to the last bit at dozens of steps, such as constant inputs whose gradients are saturated,
   err alike each time, and may look like a lie.
@@ -36,7 +35,7 @@ from awfulowl.blocks.grid import Grid
 from awfulowl.errors import ModelError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.gradients import Laid, added, energy, image
-from awfulowl.verification.rounding import MEAN_SQUARE, UNIT_ROUNDOFF, own_terms
+from awfulowl.verification.rounding import MEAN_SQUARE, UNIT_ROUNDOFF
 from awfulowl.verification.sums import AnyKernel, Transposed
 from awfulowl.verification.vectors import project
 
@@ -45,7 +44,6 @@ LARGEST_SQUARE: Final = 3.0
 
 _SLACK: Final = 2.0**-40
 """Of weights and momentum, relative to their length: what a device loses below the second float32."""
-
 
 _ONE_SIDED: Final = 1 / (16 * MEAN_SQUARE)
 """Sums of n equal numbers err by up to n/4 units in the last place, always in one direction, as long as they grow."""
@@ -57,7 +55,7 @@ class Step(NamedTuple):
     """What a gradient adds to a side.
 
     `image` is (*size, k, b) float64, `energy` is Σ_b |dy_b|² x_b² (*size, parts, b), and `terms` is the number of
-    products in each number of the gradient, and as many more as round like the owner's own sums.
+    products in each number of the gradient.
     """
 
     image: Tensor
@@ -65,11 +63,10 @@ class Step(NamedTuple):
     terms: int
 
     @staticmethod
-    def total(steps: Sequence["Step"], run: int = 0) -> "Step":
-        """Return the sum of some, of which the owner has made the images in float32 as `run` says."""
-        image, energy = (added([getattr(step, name) for step in steps]) for name in ("image", "energy"))
-        # Each number that goes into a sum is a sum itself.
-        return Step(image, energy, sum(step.terms for step in steps) + 2 * own_terms(run))
+    def total(steps: Sequence["Step"]) -> "Step":
+        """Return the sum of some."""
+        image, energy = added([step.image for step in steps]), added([step.energy for step in steps])
+        return Step(image, energy, sum(step.terms for step in steps))
 
 
 class Side:
@@ -150,21 +147,18 @@ class Side:
         own = (self.secret, self.parts, self.weight, self.momentum, self._start, self._base)
         return (*own, *self._noise, *self._drag)
 
-    def step(self, own: Laid, other: Laid, run: int) -> Step:
+    def step(self, x: Laid, dy: Laid) -> Step:
         """Return what some samples add to the gradient's image.
 
-        Args:
-            own: gradients of outputs, or inputs from the right.
-            other: inputs, or gradients of outputs from the right.
-            run: products that are added up in float32 before float64 takes over; 0: all is float64.
+        Not in float32: what is lost of r dy_b would be the same in every column, and add up where inputs are alike.
         """
         grid = self._grid
         kernel: AnyKernel = grid.kernel if self._transposed else Transposed(grid.kernel)
-        gradients = other if self._transposed else own
+        own, other = (x, dy) if self._transposed else (dy, x)
         return Step(
-            image(grid, kernel, self.secret, own, other, run),
+            image(grid, kernel, self.secret, own, other),
             energy(grid, kernel, self.parts, own, other),
-            gradients.columns.shape[-1],
+            dy.columns.shape[-1],
         )
 
     def move(self, rule: Descent, step: Step) -> None:
@@ -174,9 +168,8 @@ class Side:
         self.weight, self.momentum = rule.moved(before, self.momentum, gradient)
         sizes = [self._length_squared(one) for one in (before, self.momentum, gradient)]
         noise = (step.terms + 3) / 3 * (step.energy + sizes[2])
-        alike = sizes[2] / step.energy.double().clamp_min(
-            _LEAST
-        )  # 1 for products of random signs, `terms` for equal ones
+        # 1 for products of random signs, `terms` for equal ones; more where energies are below what float32 can hold
+        alike = (sizes[2] / step.energy.double().clamp_min(_LEAST)).clamp_max(step.terms)
         noise = noise + _ONE_SIDED * step.terms * alike * sizes[2]
         self._noise = _carried(rule, self._noise, noise)
         weight, momentum, along = (size.sqrt() for size in sizes)

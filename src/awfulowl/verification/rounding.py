@@ -23,9 +23,8 @@ SMALLEST: Final = 2.0**-126
 _PRODUCT_ROUNDING: Final = 3
 """Makes the bound hold for few terms as well, whether products are rounded on their own or fused with the sum."""
 
-
 _SHARE: Final = 6
-"""The owner's runs of float32 are that much shorter than a device's sums: the tolerance grows by a sixth at most."""
+"""The owner's runs of float32 are that much shorter than a device's sums, so the tolerance grows by a sixth at most."""
 
 _RUNS: Final = (32, 128)
 """Shorter ones are not worth it, longer ones not quicker."""

@@ -65,12 +65,17 @@ class Sums(NamedTuple):
 
 
 def run_for(terms: int, unit: float = 1.0) -> int:
-    """Return the `run` beside a device's sums of so many products: 0 where float32 has no room, or is not float32.
+    """Return how many products are added up in float32 beside a device's sums of `terms`.
 
-    unit: of the squares of the weights.
+    0 where squares of weights, in this unit, leave its range, or where PyTorch multiplies float32 with fewer bits.
     """
-    fits = _LEAST_ENERGY < unit < _MOST_ENERGY and torch.get_float32_matmul_precision() == "highest"
-    return run_of(terms) if fits else 0
+    return run_of(terms) if _LEAST_ENERGY < unit < _MOST_ENERGY and _is_whole() else 0
+
+
+def _is_whole() -> bool:
+    """Say whether PyTorch leaves float32 all its bits in products of this process: it can be told not to."""
+    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    return products.fp32_precision in {"none", "ieee"}
 
 
 @torch.no_grad()
@@ -88,7 +93,7 @@ def expect(kernel: AnyKernel, secrets: Vectors, x: Tensor, positions: Sequence[i
     # Both at once, while the chunk is near the core.
     pairs = [
         (multiply(kernel, secrets.s, chunk, positions, run), _energy_of_inputs(spread, chunk))
-        for chunk in chunks(x, precision(run))
+        for chunk in chunks(x, run)
     ]
     product, energy = map(joined, zip(*pairs, strict=True))
     return Expected(kernel, run, secrets, x, spread, product, energy)
@@ -100,7 +105,7 @@ def compare(expected: Expected, y: Tensor) -> Sums:
 
     y: (batch, outputs) or (batch, outputs, *space').
     """
-    secrets, answers = expected.secrets, chunks(y, precision(expected.run))
+    secrets, answers = expected.secrets, chunks(y, expected.run)
     parts = torch.split(expected.product, len(answers[0]), dim=1)
     pairs = [
         (_residue(secrets.r, chunk, part, expected.run), _energy_of_outputs(secrets.r_squared, chunk))
@@ -119,13 +124,12 @@ def compare(expected: Expected, y: Tensor) -> Sums:
     return Sums(residue, secrets.unit * energy[0] + energy[1])
 
 
-def chunks(x: Tensor, dtype: torch.dtype = torch.float64) -> Sequence[Tensor]:
-    """Split a batch so that a chunk of it in some type stays near the core."""
-    return torch.split(x, max(1, _CHUNK // max(1, dtype.itemsize * prod(x.shape[1:]))))
+def chunks(x: Tensor, run: int = 0) -> Sequence[Tensor]:
+    """Split a batch so that a chunk of it stays near the core, in float64 or else in float32."""
+    return torch.split(x, max(1, _CHUNK // max(1, _type(run).itemsize * prod(x.shape[1:]))))
 
 
-def precision(run: int) -> torch.dtype:
-    """Return the type that products are in."""
+def _type(run: int) -> torch.dtype:
     return torch.float32 if run else torch.float64
 
 
@@ -136,14 +140,14 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _energy_of_inputs(spread: Tensor, x: Tensor) -> Tensor:
     """Return v x² in units of `unit`: (k, batch), in the precision of `spread` (k, inputs * positions)."""
-    squares = torch.square(x.to(spread.dtype), out=BUFFERS.take(spread.dtype, x.shape))
+    squares = torch.square(x.to(spread.dtype), out=BUFFERS.take(spread.dtype, x.shape, "squares"))
     return spread @ squares.flatten(1).T
 
 
 def _energy_of_outputs(r_squared: Tensor, y: Tensor) -> Tensor:
     """Return r² y²: (k, batch), in the precision of r_squared (k, outputs)."""
     if y.dim() == 2:
-        powers = torch.square(y.to(r_squared.dtype), out=BUFFERS.take(r_squared.dtype, y.shape))
+        powers = torch.square(y.to(r_squared.dtype), out=BUFFERS.take(r_squared.dtype, y.shape, "squares"))
     else:
         powers = torch.linalg.vector_norm(y.to(r_squared.dtype).flatten(2), dim=2).square_()
     return r_squared @ powers.T
@@ -170,12 +174,12 @@ def weigh(weights: Tensor, x: Tensor, run: int = 0) -> Tensor:
         x: (batch, channels, *space).
         run: products to be added up in float32 before float64 takes over; 0: all is float64.
     """
-    columns = _columns(x, precision(run))
+    columns = _columns(x, _type(run))
     return in_runs(weights.to(columns.dtype), columns, run).view(len(weights), len(x), *x.shape[2:])
 
 
 def _columns(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return (batch, channels, *space) as (channels, batch * positions), good until the next call with this type."""
+    """Return (batch, channels, *space) as (channels, batch * positions), to read until the next call with this type."""
     if x.dim() == 2:
         return (x if x.dtype == dtype else BUFFERS.take(dtype, x.shape).copy_(x)).T
     first = x.transpose(0, 1)
@@ -183,25 +187,20 @@ def _columns(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def in_runs(left: Tensor, right: Tensor, run: int) -> Tensor:
-    """Return the product of two matrices, or of some pairs of them, float64.
+    """Return the product of two matrices, (rows, m) and (m, n), float64.
 
-    Args:
-        left: (..., rows, m).
-        right: (..., m, n).
-        run: products that are added up in float32 before float64 takes over; 0: the matrices are float64.
+    run: products that are added up in float32 before float64 takes over; 0: the matrices are float64.
     """
     if not run:
         return left @ right
-    rows, length, columns = left.shape[-2], right.shape[-2], right.shape[-1]
-    whole, pairs = length // run * run, left.shape[:-2]
-    parts = []
-    if whole:
-        ours = left[..., :whole].reshape(*pairs, rows, -1, run).transpose(-2, -3)
-        theirs = right[..., :whole, :].reshape(*pairs, -1, run, columns)
-        parts.append((ours @ theirs).sum(dim=-3, dtype=torch.float64))
-    if whole < length:
-        parts.append((left[..., whole:] @ right[..., whole:, :]).double())
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    count = len(right) // run
+    whole = count * run
+    with torch.autocast("cpu", enabled=False):  # else float32 would become bfloat16
+        ours = left[:, :whole].reshape(len(left), count, run).transpose(0, 1)
+        total = torch.bmm(ours, right[:whole].reshape(count, run, right.shape[1])).sum(dim=0, dtype=torch.float64)
+        if whole < len(right):
+            total += left[:, whole:] @ right[whole:]
+    return total
 
 
 def _convolve(kernel: AnyKernel, weights: Tensor, x: Tensor, positions: Sequence[int], run: int) -> Tensor:

@@ -183,10 +183,9 @@ class TrainingCheck:
     @torch.no_grad()
     def see(self, x: Tensor, dy: Tensor) -> Seen:
         """Return what a batch adds to the gradient: x (batch, inputs, *space), dy (batch, outputs, *space')."""
-        run = run_for(len(dy) * prod(dy.shape[2:]))
-        pairs = laid(x, dy, self.grid.groups, run)
-        steps = [(self._left.step(dys, xs, run), self._right.step(xs, dys, run)) for xs, dys in pairs]
-        left, right = (Step.total(one, run) for one in zip(*steps, strict=True))
+        pairs = laid(x, dy, self.grid.groups)
+        steps = [(self._left.step(*pair), self._right.step(*pair)) for pair in pairs]
+        left, right = (Step.total(one) for one in zip(*steps, strict=True))
         return left, right
 
     def move(self, rule: Descent, seen: Sequence[Seen]) -> None:

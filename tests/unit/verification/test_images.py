@@ -44,10 +44,9 @@ def side_of(
     return side
 
 
-def step_of(side: Side, x: Tensor, dy: Tensor, run: int = 0) -> Step:
+def step_of(side: Side, x: Tensor, dy: Tensor) -> Step:
     """What a batch adds to the image of a gradient."""
-    pairs = laid(x, dy, side._grid.groups, run)
-    return Step.total([side.step(*((xs, dys) if side._transposed else (dys, xs)), run) for xs, dys in pairs], run)
+    return Step.total([side.step(*pair) for pair in laid(x, dy, side._grid.groups)])
 
 
 def assert_is(found: Tensor, exact: Tensor, size: Tensor) -> None:

@@ -137,3 +137,37 @@ def test_weights_that_begin_at_zero() -> None:
         assert trainee.passes(*batch) == [True, True]
         trainee.step(teacher.rule(), batch)
     assert trainee.check.matches_whole(trainee.state)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "samples"), [(512, 100, 1000), (2048, 10, 1000), (4096, 16, 512)])
+def test_a_fresh_classifier_of_inputs_with_a_mean(inputs: int, outputs: int, samples: int) -> None:
+    """What the owner loses of r dy would be the same in every column, and these inputs would add it up."""
+    generator = torch.Generator().manual_seed(1)
+    layer = dense(outputs, inputs, samples, block=4096)
+    x = torch.sigmoid(torch.randn(samples, inputs, generator=generator))
+    trainee = Trainee(layer._replace(weights=torch.zeros(outputs, inputs), x=x))
+    labels = torch.nn.functional.one_hot(torch.arange(samples) % outputs, outputs)
+    for _ in range(3):
+        dy = ((x @ trainee.state[0].T).softmax(dim=1) - labels) / samples
+        trainee.step(Descent.sgd(0.1), (x, dy))
+        assert trainee.passes(x, dy) == [True, True]
+        assert max(trainee.residue(x, dy)) < Z / 2
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-20, 1e-23, 1e-30])
+def test_energies_below_float32_let_no_lie_pass(scale: float) -> None:
+    """One column of the inputs, and one of the gradients, is so small that its squares are 0."""
+    generator = torch.Generator().manual_seed(1)
+    layer = dense(8, 256, 64, block=256)
+    x, dy = torch.randn(64, 256, generator=generator), torch.randn(64, 8, generator=generator)
+    x[:, 5] *= scale
+    dy[:, 3] *= scale
+    trainee = Trainee(layer)
+    trainee.step(Descent.sgd(0.1), (x, dy))
+    x, dy = torch.randn(64, 256, generator=generator), torch.randn(64, 8, generator=generator)
+    assert trainee.passes(x, dy) == [True, True]
+    weight = trainee.state[0]
+    y, dx = x @ weight.T, dy @ weight
+    assert not bool(trainee.check.accepts(x, 1.001 * y).any())
+    assert not bool(trainee.check.expect_transposed(dy, ()).accepts(1.001 * dx).any())
+    assert trainee.check.drift < 1e-4
