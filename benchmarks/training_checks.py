@@ -2,7 +2,7 @@
 
     python benchmarks/training_checks.py [--quick] [--json FILE] [--only honest lies adaptive]
 
-honest      10^5 consecutive verified steps of dense blocks and of a convolution, at a constant rate and at one that
+honest      10^5 consecutive verified steps of a dense block and of a convolution, at a constant rate and at one that
             falls to 1e-6, with secrets renewed every 1,000 steps: false alarms, and the largest residues in deviations
             (a check accepts 10).
 lies        A device changes its weights by E after some honest steps, and the next batch is checked: 10^4 trials for
@@ -48,13 +48,10 @@ class Shape(NamedTuple):
 
 
 DENSE: Final = Shape("dense 128 x 128", Dense(), (128, 128), (32, 128))
-LONG: Final = Shape("dense 256 x 256", Dense(), (256, 256), (256, 256))
-"""Sums long enough that the owner adds up part of them in float32; of the convolution, those of gradients."""
-
 CONVOLUTION: Final = Shape(
     "convolution 16 x 16 x 3 x 3", Convolution((1, 1), (1, 1), (1, 1)), (16, 16, 3, 3), (8, 16, 8, 8)
 )
-SHAPES: Final = (DENSE, LONG, CONVOLUTION)
+SHAPES: Final = (DENSE, CONVOLUTION)
 
 
 class Device:

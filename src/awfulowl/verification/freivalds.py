@@ -8,11 +8,9 @@ v = (r²)ᵀ W² in place of the weights. It accepts a sample when for every vec
 
     |r y − s x| ≤ τ = z σ,    σ² = κ u² (n + 3)/3 (v x² + r² y²),    z = 10, u = 2⁻²⁴, κ = 1/(8 ln 2).
 
-Where n is large the owner adds up short runs of r y and s x in float32 too, and n is larger by what that loses (a
-third at most, a twentieth for 4096 products: `rounding`). x² and y² are element by element, so r² y² = Σ r_i² y_i². In
-a convolution r is over the output channels, s has one vector for each tap, r y − s x is a vector over the output
-positions of which the length is taken, and v x² and r² y² are sums over positions. A sample is one image; nothing
-is shared between samples.
+x² and y² are element by element, so r² y² = Σ r_i² y_i². In a convolution r is over the output channels, s has one
+vector for each tap, r y − s x is a vector over the output positions of which the length is taken, and v x² and
+r² y² are sums over positions. A sample is one image; nothing is shared between samples.
 
 **Why honest answers pass.** Output i is the sum of p_j = W_ij x_j. A device adds them up in an order that we do not
 know, at worst one after the other: GPUs do, libraries for CPUs add up blocks of a few hundred. With partial sums S_t
@@ -29,11 +27,9 @@ a dominant product that comes first (√(3/2)), mantissas that are all near a po
 `benchmarks/freivalds.py` measures both, and fits the tail.
 
 Not covered: sums whose order is against us in every output. Products that are all equal err in one direction
-(constant inputs on constant weights); thousands of one sign and then thousands of the other make partial sums
-larger than Q or y tells. Added one after the other, dozens of either pass, hundreds may not; nor, where the owner
-adds up runs itself, hundreds of blocks of equal products whose signs take turns, however well a device adds them
-up. Nor are samples so small that float32 loses bits (sums below 10⁻³⁸). And devices have to keep to float32: half
-precision and TF32 look like lies.
+(constant inputs on constant weights); thousands of one sign and then thousands of the other make partial sums larger
+than Q or y tells. Added one after the other, dozens of either pass, hundreds may not. Nor are samples so small that
+float32 loses bits (sums below 10⁻³⁸). And devices have to keep to float32: half precision and TF32 look like lies.
 
 The design started from z u √(v x² + (r y)²) with z = 32, which is this τ at n = 167. It lacked two things. Honest
 errors grow like √n: of answers that add 25,088 products one after the other 32 rejects three quarters, and a quarter
@@ -70,7 +66,7 @@ from awfulowl.blocks.kernels import output_shape
 from awfulowl.errors import InputError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.rounding import variance
-from awfulowl.verification.sums import Expected, compare, expect, run_for
+from awfulowl.verification.sums import Expected, compare, expect
 from awfulowl.verification.vectors import Keeping, project
 
 VECTORS: Final = 3
@@ -164,9 +160,7 @@ class Check:
         if x.dim() != 2 + len(size) or x.shape[1] != inputs:
             raise InputError(f"a check of {inputs} inputs got inputs of shape {tuple(x.shape)}")
         shape = output_shape(kernel, outputs, size, x.shape)
-        terms = self._terms(columns)
-        run = run_for(terms, secrets.unit)
-        return Expectation(expect(kernel, secrets, x, shape[2:], run), shape, variance(terms, run), self._z)
+        return Expectation(expect(kernel, secrets, x, shape[2:]), shape, variance(self._terms(columns)), self._z)
 
     def tolerance(
         self, x: Tensor, y: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None

@@ -92,8 +92,7 @@ class Side:
         self._transposed = transposed
         self.parts: Final = parts.double()
         uniform = entropy.uniform(parts.numel() * vectors).reshape(len(parts), vectors, -1)
-        secret = ((2 * uniform - 1) * LARGEST_SQUARE**0.5 * self.parts[:, None]).flatten(0, 1)
-        self.secret: Final = secret.float().double()  # so that sums in float32 need not round it
+        self.secret: Final = ((2 * uniform - 1) * LARGEST_SQUARE**0.5 * self.parts[:, None]).flatten(0, 1)
 
     def anchor(self, weight: Sequence[Tensor], momentum: Sequence[Tensor]) -> None:
         """Take images of weights and momentum that are known, and stray from them no more.

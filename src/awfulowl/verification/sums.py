@@ -1,10 +1,8 @@
-"""The sums of a check over many samples: r y − s x, and v x² + r² y² in float32.
+"""The sums of a check over many samples: r y − s x in float64, v x² + r² y² in float32.
 
-Where a device's sums are long, the owner adds up short runs of products in float32 before float64 takes over
-(`rounding` says how short, and what that adds to the tolerance); else all of r y − s x is float64. Samples go through
-in chunks that stay near the core, and through buffers that are used again: on large batches memory is what a check
-waits for. Energies set the size of the tolerance, for which 24 bits are plenty. Samples whose squares may leave the
-range of float32 are done again in float64.
+Samples go through in chunks, whose float64 copies stay near the core, and through buffers that are used again: on
+large batches memory is what a check waits for. Energies set the size of the tolerance, for which 24 bits are plenty
+unless squares leave the range of float32: samples where that could matter are done again in float64.
 """
 
 import threading
@@ -17,11 +15,10 @@ import torch
 from torch import Tensor
 
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel
-from awfulowl.verification.rounding import run_of
 from awfulowl.verification.vectors import Vectors
 
-_CHUNK: Final = 1 << 21
-"""Bytes of inputs or outputs at a time. Smaller chunks cost calls, larger ones leave the cache."""
+_CHUNK: Final = 1 << 18
+"""Inputs or outputs at a time; 2 MiB in float64. Smaller chunks cost calls, larger ones leave the cache."""
 
 _LEAST_ENERGY: Final = 2.0**-90
 """Squares below 2^-126 lose bits in float32; 2^30 of them are nothing beside this."""
@@ -39,13 +36,9 @@ AnyKernel = Kernel | Transposed
 
 
 class Expected(NamedTuple):
-    """What the inputs alone tell: s x as `product` (k, B, *space') float64, and v x² in units of `unit` (k, B).
-
-    `run` products of both sides are added up in float32 before float64 takes over; 0: all is float64.
-    """
+    """What the inputs alone tell: s x as `product` (k, B, *space') float64, and v x² in units of `unit` (k, B)."""
 
     kernel: AnyKernel
-    run: int
     secrets: Vectors
     x: Tensor
     spread: Tensor
@@ -64,22 +57,8 @@ class Sums(NamedTuple):
     energy: Tensor
 
 
-def run_for(terms: int, unit: float = 1.0) -> int:
-    """Return how many products are added up in float32 beside a device's sums of `terms`.
-
-    0 where squares of weights, in this unit, leave its range, or where PyTorch multiplies float32 with fewer bits.
-    """
-    return run_of(terms) if _LEAST_ENERGY < unit < _MOST_ENERGY and _is_whole() else 0
-
-
-def _is_whole() -> bool:
-    """Say whether PyTorch leaves float32 all its bits in products of this process: it can be told not to."""
-    products = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    return products.fp32_precision in {"none", "ieee"}
-
-
 @torch.no_grad()
-def expect(kernel: AnyKernel, secrets: Vectors, x: Tensor, positions: Sequence[int], run: int = 0) -> Expected:
+def expect(kernel: AnyKernel, secrets: Vectors, x: Tensor, positions: Sequence[int]) -> Expected:
     """Do what can be done before there is an answer: the larger half of the work for a convolution.
 
     Args:
@@ -87,16 +66,12 @@ def expect(kernel: AnyKernel, secrets: Vectors, x: Tensor, positions: Sequence[i
         secrets: those of the rows in y and of the columns in x.
         x: (batch, inputs) or (batch, inputs, *space), any floating type. It must not change until the comparison.
         positions: space', empty for a dense product.
-        run: products to be added up in float32.
     """
     spread = _spread(kernel, secrets.v, x.shape[2:], positions)
     # Both at once, while the chunk is near the core.
-    pairs = [
-        (multiply(kernel, secrets.s, chunk, positions, run), _energy_of_inputs(spread, chunk))
-        for chunk in chunks(x, run)
-    ]
+    pairs = [(multiply(kernel, secrets.s, chunk, positions), _energy_of_inputs(spread, chunk)) for chunk in chunks(x)]
     product, energy = map(joined, zip(*pairs, strict=True))
-    return Expected(kernel, run, secrets, x, spread, product, energy)
+    return Expected(kernel, secrets, x, spread, product, energy)
 
 
 @torch.no_grad()
@@ -105,32 +80,25 @@ def compare(expected: Expected, y: Tensor) -> Sums:
 
     y: (batch, outputs) or (batch, outputs, *space').
     """
-    secrets, answers = expected.secrets, chunks(y, expected.run)
+    secrets, answers = expected.secrets, chunks(y)
     parts = torch.split(expected.product, len(answers[0]), dim=1)
     pairs = [
-        (_residue(secrets.r, chunk, part, expected.run), _energy_of_outputs(secrets.r_squared, chunk))
+        (_residue(secrets.r, chunk, part), _energy_of_outputs(secrets.r_squared, chunk))
         for chunk, part in zip(answers, parts, strict=True)
     ]
     residue, of_outputs = map(joined, zip(*pairs, strict=True))
     energy = torch.stack([expected.energy, of_outputs]).double()
     safe = ((energy > _LEAST_ENERGY) & (energy < _MOST_ENERGY)).all(dim=1).all(dim=0)
     if not bool(safe.all()):
-        spread, positions = expected.spread.double(), expected.product.shape[2:]
-        for again in torch.split((~safe).nonzero()[:, 0], len(answers[0])):
-            mine, theirs = expected.x[again].double(), y[again].double()
-            residue[:, again] = _residue(secrets.r, theirs, multiply(expected.kernel, secrets.s, mine, positions))
-            energy[0, :, again] = _energy_of_inputs(spread, mine)
-            energy[1, :, again] = _energy_of_outputs(secrets.r_squared.double(), theirs)
+        again = (~safe).nonzero()[:, 0]
+        energy[0, :, again] = _energy_of_inputs(expected.spread.double(), expected.x[again].double())
+        energy[1, :, again] = _energy_of_outputs(secrets.r_squared.double(), y[again].double())
     return Sums(residue, secrets.unit * energy[0] + energy[1])
 
 
-def chunks(x: Tensor, run: int = 0) -> Sequence[Tensor]:
-    """Split a batch so that a chunk of it stays near the core, in float64 or else in float32."""
-    return torch.split(x, max(1, _CHUNK // max(1, _type(run).itemsize * prod(x.shape[1:]))))
-
-
-def _type(run: int) -> torch.dtype:
-    return torch.float32 if run else torch.float64
+def chunks(x: Tensor) -> Sequence[Tensor]:
+    """Split a batch so that a chunk in float64 stays near the core."""
+    return torch.split(x, max(1, _CHUNK // max(1, prod(x.shape[1:]))))
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
@@ -140,70 +108,45 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _energy_of_inputs(spread: Tensor, x: Tensor) -> Tensor:
     """Return v x² in units of `unit`: (k, batch), in the precision of `spread` (k, inputs * positions)."""
-    squares = torch.square(x.to(spread.dtype), out=BUFFERS.take(spread.dtype, x.shape, "squares"))
+    squares = torch.square(x.to(spread.dtype), out=BUFFERS.take(spread.dtype, x.shape))
     return spread @ squares.flatten(1).T
 
 
 def _energy_of_outputs(r_squared: Tensor, y: Tensor) -> Tensor:
     """Return r² y²: (k, batch), in the precision of r_squared (k, outputs)."""
     if y.dim() == 2:
-        powers = torch.square(y.to(r_squared.dtype), out=BUFFERS.take(r_squared.dtype, y.shape, "squares"))
+        powers = torch.square(y.to(r_squared.dtype), out=BUFFERS.take(r_squared.dtype, y.shape))
     else:
         powers = torch.linalg.vector_norm(y.to(r_squared.dtype).flatten(2), dim=2).square_()
     return r_squared @ powers.T
 
 
-def multiply(kernel: AnyKernel, s: Tensor, x: Tensor, positions: Sequence[int], run: int = 0) -> Tensor:
+def multiply(kernel: AnyKernel, s: Tensor, x: Tensor, positions: Sequence[int]) -> Tensor:
     """Return s x: (k, batch, *space'), float64, for s (*size, k, inputs) float64 and x (batch, inputs, *space)."""
-    return weigh(s, x, run) if x.dim() == 2 else _convolve(kernel, s, x, positions, run)
+    return weigh(s, x) if x.dim() == 2 else _convolve(kernel, s, x, positions)
 
 
-def _residue(r: Tensor, y: Tensor, product: Tensor, run: int = 0) -> Tensor:
-    difference = weigh(r, y, run) - product
+def _residue(r: Tensor, y: Tensor, product: Tensor) -> Tensor:
+    difference = weigh(r, y) - product
     if y.dim() == 2:
         return difference.abs_()
     length: Tensor = torch.linalg.vector_norm(difference.flatten(2), dim=2)
     return length
 
 
-def weigh(weights: Tensor, x: Tensor, run: int = 0) -> Tensor:
+def weigh(weights: Tensor, x: Tensor) -> Tensor:
     """Multiply channels by rows of weights, at each position alike: (rows, batch, *space), float64.
 
-    Args:
-        weights: (rows, channels) float64.
-        x: (batch, channels, *space).
-        run: products to be added up in float32 before float64 takes over; 0: all is float64.
+    weights: (rows, channels) float64; x: (batch, channels, *space).
     """
-    columns = _columns(x, _type(run))
-    return in_runs(weights.to(columns.dtype), columns, run).view(len(weights), len(x), *x.shape[2:])
-
-
-def _columns(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return (batch, channels, *space) as (channels, batch * positions), to read until the next call with this type."""
     if x.dim() == 2:
-        return (x if x.dtype == dtype else BUFFERS.take(dtype, x.shape).copy_(x)).T
+        return weights @ BUFFERS.take(weights.dtype, x.shape).copy_(x).T
     first = x.transpose(0, 1)
-    return BUFFERS.take(dtype, first.shape).copy_(first).flatten(1)
+    matrix = BUFFERS.take(weights.dtype, first.shape).copy_(first).flatten(1)
+    return torch.mm(weights, matrix).view(len(weights), *first.shape[1:])
 
 
-def in_runs(left: Tensor, right: Tensor, run: int) -> Tensor:
-    """Return the product of two matrices, (rows, m) and (m, n), float64.
-
-    run: products that are added up in float32 before float64 takes over; 0: the matrices are float64.
-    """
-    if not run:
-        return left @ right
-    count = len(right) // run
-    whole = count * run
-    with torch.autocast("cpu", enabled=False):  # else float32 would become bfloat16
-        ours = left[:, :whole].reshape(len(left), count, run).transpose(0, 1)
-        total = torch.bmm(ours, right[:whole].reshape(count, run, right.shape[1])).sum(dim=0, dtype=torch.float64)
-        if whole < len(right):
-            total += left[:, whole:] @ right[whole:]
-    return total
-
-
-def _convolve(kernel: AnyKernel, weights: Tensor, x: Tensor, positions: Sequence[int], run: int) -> Tensor:
+def _convolve(kernel: AnyKernel, weights: Tensor, x: Tensor, positions: Sequence[int]) -> Tensor:
     """Convolve with k rows of weights.
 
     One product over the channels for all taps, then a sum of k shifted rows, is several times faster than PyTorch's
@@ -214,13 +157,12 @@ def _convolve(kernel: AnyKernel, weights: Tensor, x: Tensor, positions: Sequence
         weights: (*size, k, channels) float64.
         x: (batch, channels, *space).
         positions: space'.
-        run: as for `weigh`.
 
     Returns:
         (k, batch, *space').
     """
     *size, k, _ = weights.shape
-    by_tap = weigh(weights.flatten(0, -2), x, run).view(prod(size), k, len(x), *x.shape[2:])
+    by_tap = weigh(weights.flatten(0, -2), x).view(prod(size), k, len(x), *x.shape[2:])
     out = by_tap.new_zeros(k, len(x), *positions)
     for weighed, (targets, sources) in zip(by_tap, taps(kernel, size, x.shape[2:], positions), strict=True):
         out[:, :, *targets] += weighed[:, :, *sources]
@@ -284,7 +226,7 @@ class _Buffers(threading.local):
     def take(self, dtype: torch.dtype, shape: Sequence[int], place: str = "") -> Tensor:
         """Return uninitialised memory, good until the next call with this type and place."""
         count = prod(shape)
-        if count * dtype.itemsize > _CHUNK:
+        if count > _CHUNK:
             return torch.empty(*shape, dtype=dtype)  # one large sample: not worth keeping
         held = self._held.get((dtype, place))
         if held is None or held.numel() < count:

@@ -15,7 +15,6 @@ The secrets differ from those for serving in one thing: they are uniform in [-�
 of r e/|e| is at most 0.41 for any e (a section of a cube has at most √2 the volume of a face: Ball 1986), that
 of a normal one 0.40: lies pass as rarely, but τ is up to √3 times wider. n + 6 instead of n + 3 stands for
 weights that are rounded to float32 for the product, while images are of the 48 bits that a device keeps.
-As there, n is larger by what the owner loses where it adds up short runs in float32.
 
 Adam's steps are not linear in the weights (`arithmetic.adaptation`), so no image follows those. There devices state
 their weights after every step (`stating`), and images are of what was stated: products are held to that, exactly as
@@ -44,8 +43,8 @@ from awfulowl.randomness import Entropy
 from awfulowl.verification.freivalds import VECTORS, Expectation, Z
 from awfulowl.verification.gradients import added, laid
 from awfulowl.verification.images import LARGEST_SQUARE, Side, Step
-from awfulowl.verification.rounding import SMALLEST, own_terms, run_of, variance
-from awfulowl.verification.sums import Expected, Transposed, expect, run_for
+from awfulowl.verification.rounding import SMALLEST, variance
+from awfulowl.verification.sums import Expected, Transposed, expect
 from awfulowl.verification.vectors import Vectors, project, together
 
 Seen = tuple[Step, Step]
@@ -116,8 +115,7 @@ class TrainingCheck:
         if x.dim() != 2 + len(size) or x.shape[1] != inputs:
             raise InputError(f"a check of {inputs} inputs got inputs of shape {tuple(x.shape)}")
         shape = output_shape(self.grid.kernel, outputs, size, x.shape)
-        run = run_for(terms, secrets.unit)
-        return _expectation(expect(self.grid.kernel, secrets, x, shape[2:], run), shape, terms, self._z)
+        return _expectation(expect(self.grid.kernel, secrets, x, shape[2:]), shape, terms, self._z)
 
     def accepts(
         self, x: Tensor, y: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None
@@ -139,9 +137,8 @@ class TrainingCheck:
         if dy.dim() != 2 + len(grid.size) or dy.shape[1] != grid.outputs:
             raise InputError(f"a check of {grid.outputs} outputs got gradients of shape {tuple(dy.shape)}")
         terms = grid.outputs // grid.groups * prod(grid.size)
-        spread = self._right.spread_of([0], _roundings(terms))
-        secrets = _vectors(self._right.secret_of([0]), self._right.image_of([0]), spread)
-        expected = expect(Transposed(grid.kernel), secrets, dy, space, run_for(terms, secrets.unit))
+        secrets = _vectors(self._right.secret_of([0]), self._right.image_of([0]), self._right.spread_of([0], terms + 3))
+        expected = expect(Transposed(grid.kernel), secrets, dy, space)
         return _expectation(expected, (dy.shape[0], grid.inputs, *space), terms, self._z)
 
     def _select(self, rows: Sequence[int] | None, columns: Sequence[int] | None) -> tuple[Vectors, int]:
@@ -151,8 +148,7 @@ class TrainingCheck:
         if columns is not None:
             inputs = min(inputs, sum(self.grid.columns[column].span.size for column in columns))
         terms = inputs * prod(self.grid.size)
-        r, s = self._left.secret_of(chosen), self._left.image_of(chosen)
-        v = self._left.spread_of(chosen, _roundings(terms))
+        r, s, v = self._left.secret_of(chosen), self._left.image_of(chosen), self._left.spread_of(chosen, terms + 3)
         return _vectors(r[:, outputs], s[..., across], v[..., across]), terms
 
     def _places(
@@ -296,12 +292,7 @@ class TrainingCheck:
 def _expectation(expected: Expected, shape: Sequence[int], terms: int, z: float) -> Expectation:
     """Return what an answer is held to; rounding is relative but for numbers that float32 has no bits for."""
     lost = LARGEST_SQUARE**0.5 * shape[1] * prod(shape[2:]) ** 0.5 * (terms + 1) * SMALLEST
-    return Expectation(expected, shape, variance(_roundings(terms)), z, lost)
-
-
-def _roundings(terms: int) -> int:
-    """Return how long a sum is that rounds as much as a device's and the owner's of so many products."""
-    return terms + 3 + own_terms(run_of(terms))
+    return Expectation(expected, shape, variance(terms + 3), z, lost)
 
 
 def _vectors(secret: Tensor, image: Tensor, spread: Tensor) -> Vectors:

@@ -148,8 +148,7 @@ class Keeping:
         vectors: int,
         apart: Iterable[Collection[int]] | None,
     ) -> None:
-        r = entropy.normal(vectors, grid.outputs).float().double()  # so that sums in float32 need not round it
-        self._sums = Projections(weights, grid, r, (1, 2), apart)
+        self._sums = Projections(weights, grid, entropy.normal(vectors, grid.outputs), (1, 2), apart)
         s, v = self._sums.whole
         largest = float(v.max())
         if not (bool(torch.isfinite(s).all()) and largest < float("inf")):
