@@ -381,6 +381,7 @@ class Beside(Conduct):
 
 def overhead(size: Size) -> Iterator[dict[str, Any]]:
     works = {
+        "pictures, batch 512": pictures_work(size.data, size.of(101, 60), batch=512, every=20),
         "pictures, batch 128": pictures_work(size.data, 390),
         "digits, batch 64": digits_work(220),
         "small digits, batch 16": small_work(500),
