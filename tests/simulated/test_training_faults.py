@@ -11,6 +11,7 @@ from awfulowl.fabric.base import Fabric
 from awfulowl.fabric.faulty import Faults, FaultyFabric
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.policy import Policy
+from awfulowl.placement.ledger import Device
 from awfulowl.placement.options import Options
 from awfulowl.randomness import Entropy
 from awfulowl.wire.messages import ApplyTransposed, Freeze, Load, Step
@@ -36,6 +37,16 @@ def in_the_middle(fleet: MemoryFleet, name: str, kind: str) -> None:
     else:
         honest = worker.learner.apply_transposed
         worker.learner.apply_transposed = leave  # type: ignore[method-assign,assignment]
+
+
+def quarantine(fleet: MemoryFleet, name: str) -> None:
+    """Let the owner find a device out."""
+    engine = fleet._engine
+
+    async def find_out() -> None:
+        engine.quarantine(engine.peers[name], "an answer failed the check")
+
+    fleet._loop.run(find_out())
 
 
 def step_with(pair: Twins, at: str, happen: Callable[[], None]) -> None:
@@ -162,6 +173,27 @@ class TestNobodyLeft:
             pair.step(2)
             pair.agree()
             assert pair.fleet.statistics["replayed"] > 0
+
+    @pytest.mark.parametrize("comes", [True, False])
+    def test_a_device_that_may_stand_in_is_waited_for(self, comes: bool) -> None:
+        """All who held a block were caught lying, and who may take it is away for a moment."""
+        options = Options(block=(4, 2), replicas=1, share=0.5, domain_share=1.0)
+        policy = Policy(repair_after_s=1, return_s=20, request_timeout_s=60)
+        with training(2, policy, options=options, momentum=0.9) as pair:
+            pair.fleet.admit(Device("d3"))
+            pair.fleet.start("d3")
+            pair.step(2)
+            pair.fleet.kill("d3")
+            pair.fleet.wait(6)
+            quarantine(pair.fleet, "d1")  # each has seen half: d2 must not see the rest
+            if comes:
+                pair.fleet.start_later("d3", 10)
+                pair.step(2)
+                pair.agree()
+                assert pair.fleet.statistics["replaced"] > 0
+            else:
+                with pytest.raises(UnavailableError, match="the rules allow none of them"):
+                    pair.scattered(torch.zeros(1, 12))
 
     @pytest.mark.parametrize("at", ["forward", "backward"])
     def test_when_all_are_gone(self, at: str) -> None:

@@ -2,7 +2,10 @@
 
 import os
 import time
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from threading import Timer
 from typing import Final
 
 import msgspec
@@ -15,6 +18,7 @@ from awfulowl.cli.training_demo_report import TrainingDemonstration, Trouble, Tr
 from awfulowl.errors import InputError
 from awfulowl.fabric.broker_binary import find_binary, verify_binary
 from awfulowl.fleet.local import LocalFleet, local_fleet
+from awfulowl.owner.ledger import Event
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.policy import Policy
 from awfulowl.placement.plan import Plan
@@ -33,15 +37,16 @@ _POLICY: Final = Policy(
     cover_s=(3600.0, 3601.0),
     snapshot_after=50,
 )
-_AWAY: Final = 10
-"""Steps until a device that was killed is started again."""
+_AWAY_S: Final = 5.0
+"""Until a device that was killed is started again. Not counted in steps: where nobody may stand in for it, none is
+taken before it is back."""
 
 
 class Troubles:
     """What is done to a fleet while it trains, and when the owner noticed.
 
     After an eighth of the steps the device with the most work lies in its answers, after a quarter the next one skips
-    its steps, after a half and after three quarters the next two are killed, and started again ten steps later.
+    its steps, after a half and after three quarters the next two are killed, and started again some seconds later.
     """
 
     def __init__(self, fleet: LocalFleet, of: Plan, steps: int) -> None:
@@ -55,44 +60,49 @@ class Troubles:
             3 * steps // 4: ("died", killed[1]),
         }
         self._began: dict[str, float] = {}
+        self._revivals: list[Timer] = []
         self.found: dict[str, Trouble] = {}
         """Troubles by device, in the order in which they came."""
 
     def happen(self, step: int) -> None:
         """Called after every step: see what was noticed, then make more trouble."""
-        now, standing = time.perf_counter(), self._fleet.standing
-        for name in list(self.found):
-            trouble = self.found[name]
-            if trouble.noticed_after_steps is None and self._noticed(trouble, standing[name]):
-                trouble = self.found[name] = msgspec.structs.replace(
-                    trouble, noticed_after_steps=step - trouble.step, noticed_after_s=now - self._began[name]
-                )
-            if trouble.kind == "died":
-                self._bring_back(trouble, standing[name], step)
+        events = self._fleet.events
+        for name, trouble in self.found.items():
+            self.found[name] = self._seen(trouble, events, step - trouble.step)
         if step in self._due:
             kind, name = self._due[step]
             self.found[name] = Trouble(kind=kind, device=name, step=step)
-            self._began[name] = time.perf_counter()
+            self._began[name] = time.monotonic()
             self._make(kind, name)
 
-    def _bring_back(self, trouble: Trouble, standing: Standing, step: int) -> None:
-        away = step - trouble.step
-        if away == _AWAY:
-            self._fleet.restart(trouble.device)
-        if away > _AWAY and trouble.returned_after_steps is None and standing is Standing.PRESENT:
-            self.found[trouble.device] = msgspec.structs.replace(trouble, returned_after_steps=away)
-
-    @staticmethod
-    def _noticed(trouble: Trouble, standing: Standing) -> bool:
-        return standing is (Standing.ABSENT if trouble.kind == "died" else Standing.QUARANTINED)
+    def _seen(self, trouble: Trouble, events: Sequence[Event], steps: int) -> Trouble:
+        """Add what the owner noticed of a trouble in the steps since it began."""
+        began, died = self._began[trouble.device], trouble.kind == "died"
+        of_it = (event for event in reversed(events) if event.device == trouble.device and event.time_s >= began)
+        first = {event.kind: event.time_s - began for event in of_it}
+        noticed_s = first.get("gone" if died else "quarantined")
+        if trouble.noticed_after_steps is None and noticed_s is not None:
+            trouble = msgspec.structs.replace(trouble, noticed_after_steps=steps, noticed_after_s=noticed_s)
+        if trouble.returned_after_steps is None and died and "opened" in first:
+            trouble = msgspec.structs.replace(trouble, returned_after_steps=steps)
+        return trouble
 
     def _make(self, kind: TroubleKind, name: str) -> None:
         if kind == "lied":
             self._fleet.corrupt(name, "random", _LIE_SIZE)
         elif kind == "died":
             self._fleet.kill(name)
+            self._revivals.append(Timer(_AWAY_S, self._fleet.restart, [name]))
+            self._revivals[-1].start()
         else:
             self._fleet.lead_astray(name, "skipped")
+
+    def close(self) -> None:
+        """Start nobody again from now on."""
+        for timer in self._revivals:
+            timer.cancel()
+        for timer in self._revivals:
+            timer.join()
 
 
 def demonstrate(devices: int, seed: int, stages: Stages, started: float) -> TrainingDemonstration:
@@ -124,8 +134,8 @@ def demonstrate(devices: int, seed: int, stages: Stages, started: float) -> Trai
         fleet = local_fleet(devices, policy=_POLICY)
     with fleet:
         made = plan(task.model, task.example, devices=fleet, replicas=2)
-        troubles = Troubles(fleet, made, steps)
-        with stages.stage("training on devices that lie, skip steps, die and come back", steps) as advance:
+        stage = stages.stage("training on devices that lie, skip steps, die and come back", steps)
+        with closing(Troubles(fleet, made, steps)) as troubles, stage as advance:
 
             def between(now: Progress) -> bool:
                 advance(now.step)

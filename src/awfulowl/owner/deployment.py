@@ -133,7 +133,8 @@ class Deployment(Holdings):
             holders = holders or self.holders(key)
             if holders:
                 return holders
-            if self._alive() and not self._may_return(key, self._patience_s):
+            allowed = (*self.assignment.ever(*key), *self.assignment.candidates(*key, self.engine.peers))
+            if self._alive() and not self._expected(allowed, self._patience_s):
                 self.keep(key[0])
             else:
                 await self._wait_for_devices()
@@ -177,13 +178,13 @@ class Deployment(Holdings):
 
     @property
     def _patience_s(self) -> float:
-        """How long a device may be gone whose blocks nobody else may hold, before `keep`."""
+        """How long a device may be gone that may hold what nobody who is there may, before `keep`."""
         policy = self.engine.policy
         return max(policy.repair_after_s, policy.return_s) if self.waits else policy.repair_after_s
 
-    def _may_return(self, key: CellKey, within_s: float) -> bool:
-        """Say whether a holder of this cell is absent for so short that it may come back."""
-        return any(self.engine.absent_s(name) < within_s for name in self.assignment.ever(*key))
+    def _expected(self, names: Iterable[str], within_s: float) -> bool:
+        """Say whether one of these devices is there, or away for so short that it may come back."""
+        return any(self.engine.absent_s(name) < within_s for name in names)
 
     def keep(self, number: int) -> None:
         """Take a panel back: the owner multiplies itself from now on."""
@@ -197,12 +198,15 @@ class Deployment(Holdings):
         self.engine.changed()
 
     async def _repair_later(self) -> None:
-        """After a while, give the cells of devices that stay away to others, so that replicas are whole again."""
+        """After a while, give cells that nobody holds any longer to others, before they are asked for.
+
+        A cell that still has a holder waits: whoever gets it has seen it for ever, and what the rules leave to be seen
+        is needed when the last one goes.
+        """
         after_s = self.engine.policy.repair_after_s
         await asyncio.sleep(after_s)
         for key in self.ready_on:
-            whole = key[0] in self.kept or len(self.holders(key)) >= self.replicas
-            if not whole and not self._may_return(key, after_s):
+            if key[0] not in self.kept and not self._expected(self.assignment.ever(*key), after_s):
                 await self._replace(key)
         self.engine.changed()
         await asyncio.sleep(self._patience_s - after_s)

@@ -34,11 +34,12 @@ class Policy:
     """The wait before a replica is asked while nothing is known about the usual time."""
 
     repair_after_s: float = 3.0
-    """A device that is gone for longer is replaced; one that comes back earlier gets its blocks again."""
+    """A block whose holders are all gone for longer is given to another device even before it is asked for. While one
+    of them is there nobody else gets to see it; a device that comes back gets its blocks again."""
 
     return_s: float = 30.0
-    """A training waits so long for a device to come back whose blocks nobody else may hold, before it gives up;
-    not longer than a product may take."""
+    """A training waits so long for a device to come back that may hold what nobody who is there may, before it gives
+    up; not longer than a product may take."""
 
     part_bytes: int = 8 * MIB
     """Batches are cut so that no message is much larger: parts travel while others are multiplied. Each part costs

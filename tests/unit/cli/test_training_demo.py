@@ -1,8 +1,10 @@
 """The demonstration of training does what it says to devices, and judges what came of it."""
 
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import msgspec
 import pytest
@@ -17,7 +19,8 @@ from awfulowl.cli.training_demo_report import TrainingDemonstration, Trouble
 from awfulowl.errors import BrokerError
 from awfulowl.fleet.local import LocalFleet
 from awfulowl.models.digits import DigitsNet
-from awfulowl.owner.peer import Standing
+from awfulowl.owner.ledger import Event
+from awfulowl.owner.policy import Policy
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.request import plan
 from awfulowl.placement.summary import summarise
@@ -32,14 +35,35 @@ STEPS = 80
 class FakeFleet:
     """Notes what is done to it; whoever is bad is found out, and who is dead is missed, two steps later."""
 
+    _KINDS: ClassVar = {"corrupt": "quarantined", "lead astray": "quarantined", "kill": "gone", "restart": "opened"}
+
     def __init__(self, of: Plan, notices: bool = True) -> None:
         self.done: list[tuple[int, tuple[Any, ...]]] = []
-        self.step = 0
+        self.events: list[Event] = []
         self._of = of
         self._notices = notices
+        for device in of.devices:
+            self._event("opened", device.name)
 
     def _note(self, *what: Any) -> None:
-        self.done.append((self.step, what))
+        self.done.append((self._step, what))
+
+    def _event(self, kind: str, name: str) -> None:
+        self.events.append(Event(time.monotonic(), kind, name, ""))
+
+    _step = 0
+
+    @property
+    def step(self) -> int:
+        """The step that was just taken."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = step
+        for then, (what, name, *_) in self.done:
+            if self._notices and then + 2 == step:
+                self._event(self._KINDS[what], name)
 
     def corrupt(self, name: str, kind: str, size: float) -> None:
         self._note("corrupt", name, kind, size)
@@ -53,15 +77,6 @@ class FakeFleet:
     def restart(self, name: str) -> None:
         self._note("restart", name)
 
-    @property
-    def standing(self) -> dict[str, Standing]:
-        found = {device.name: Standing.PRESENT for device in self._of.devices}
-        for step, (what, name, *_) in self.done:
-            if self._notices and self.step >= step + 2:
-                missing = Standing.ABSENT if what == "kill" else Standing.QUARANTINED
-                found[name] = Standing.PRESENT if what == "restart" else missing
-        return found
-
 
 @pytest.fixture(scope="module")
 def made() -> Plan:
@@ -69,11 +84,45 @@ def made() -> Plan:
     return plan(DigitsNet(), torch.rand(1, 1, 8, 8), devices=8)
 
 
+class Later:
+    """A timer whose time comes when the test says so."""
+
+    waiting: ClassVar[list["Later"]] = []
+
+    def __init__(self, seconds: float, work: Callable[[str], None], arguments: list[str]) -> None:
+        assert 3 < seconds < Policy().return_s, "noticed before, and waited for"
+        self._work, self._arguments = work, arguments
+
+    def start(self) -> None:
+        self.waiting.append(self)
+
+    def cancel(self) -> None:
+        if self in self.waiting:
+            self.waiting.remove(self)
+
+    def join(self) -> None:
+        assert self not in self.waiting
+
+    @classmethod
+    def come(cls) -> None:
+        while cls.waiting:
+            later = cls.waiting.pop()
+            later._work(*later._arguments)
+
+
+@pytest.fixture(autouse=True)
+def _later(monkeypatch: pytest.MonkeyPatch) -> None:
+    Later.waiting.clear()
+    monkeypatch.setattr(training_demo, "Timer", Later)
+
+
 def after_all(fleet: FakeFleet, made: Plan) -> Troubles:
     troubles = Troubles(cast("LocalFleet", fleet), made, STEPS)
     for step in range(1, STEPS + 1):
         fleet.step = step
         troubles.happen(step)
+        if step % 25 == 0:
+            Later.come()
     return troubles
 
 
@@ -88,7 +137,7 @@ def test_troubles_come_when_they_are_due(made: Plan) -> None:
         (40, ("kill", first)),
         (50, ("restart", first)),
         (60, ("kill", second)),
-        (70, ("restart", second)),
+        (75, ("restart", second)),
     ]
     work = {device.name: device.flops for device in summarise(made).devices}
     assert work[liar] == max(work.values())
@@ -100,10 +149,45 @@ def test_it_is_written_down_when_they_were_noticed(made: Plan) -> None:
         ("lied", 10, 2, None),
         ("skipped its steps", 20, 2, None),
         ("died", 40, 2, 12),
-        ("died", 60, 2, 12),
+        ("died", 60, 2, 17),
     ]
     assert all(one.device == name for name, one in found.items())
     assert all(one.noticed_after_s is not None for one in found.values())
+
+
+def test_a_death_during_which_no_step_is_taken_is_noticed_all_the_same(made: Plan) -> None:
+    fleet = FakeFleet(made)
+    troubles = Troubles(cast("LocalFleet", fleet), made, STEPS)
+    troubles.happen(STEPS // 2)
+    Later.come()
+    (_, (_, name)), restarted = fleet.done
+    assert restarted == (0, ("restart", name))
+    fleet._event("gone", name)
+    fleet._event("opened", name)
+    troubles.happen(STEPS // 2 + 1)
+    found = troubles.found[name]
+    assert (found.noticed_after_steps, found.returned_after_steps) == (1, 1)
+
+
+def test_what_a_device_did_before_its_trouble_does_not_count(made: Plan) -> None:
+    fleet = FakeFleet(made)
+    for device in made.devices:
+        fleet._event("gone", device.name)
+        fleet._event("opened", device.name)
+    troubles = Troubles(cast("LocalFleet", fleet), made, STEPS)
+    troubles.happen(STEPS // 2)
+    troubles.happen(STEPS // 2 + 1)
+    (found,) = troubles.found.values()
+    assert (found.noticed_after_steps, found.returned_after_steps) == (None, None)
+
+
+def test_nobody_is_started_again_when_the_training_has_ended(made: Plan) -> None:
+    fleet = FakeFleet(made)
+    troubles = Troubles(cast("LocalFleet", fleet), made, STEPS)
+    troubles.happen(STEPS // 2)
+    troubles.close()
+    Later.come()
+    assert [what[0] for _, what in fleet.done] == ["kill"]
 
 
 def test_what_is_not_noticed_is_not_said_to_be(made: Plan) -> None:
