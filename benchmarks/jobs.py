@@ -15,12 +15,15 @@ tolerance   Errors of honest segments, and of the cheats' steps, by length of th
 cost        Verification over training, in processor time, for jobs of several lengths, answered by the runner, or with
             the states rebuilt by the verifier; and bytes of a checkpoint.
 overhead    Processor time of a monitored run that writes its proof over that of the same steps in a plain PyTorch loop,
-            step by step in turns; mean over stretches from checkpoint to checkpoint.
+            step by step in turns in one process; mean over stretches from checkpoint to checkpoint. `digests`: what
+            those of all states take of it; the rest is monitor and checkpoints. And over the time of the plain loop in
+            a process of its own, whose memory is not kept.
 kills       A runner ended by SIGKILL at 30 random moments goes on, and proves what an undisturbed one proves.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -39,6 +42,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 import torch
 
+from awfulowl.allocator import keep_memory
 from awfulowl.jobs import challenge, proof, segments
 from awfulowl.jobs.cheats.base import Elsewhere
 from awfulowl.jobs.cheats.catalogue import CHEATS
@@ -56,6 +60,7 @@ from awfulowl.jobs.reference import (
     reseeded,
 )
 from awfulowl.jobs.segments import VARIATIONS, Variation, calibrate
+from awfulowl.jobs.state import State
 from awfulowl.jobs.trial import Trial, attempt
 from awfulowl.jobs.verify import verify
 from awfulowl.randomness import Entropy
@@ -64,6 +69,8 @@ from awfulowl.results import bootstrap, wilson
 PHI: Final = 0.25
 PHIS: Final = (0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0)
 SIGNERS: Final = Signers.generate()
+FORK: Final = multiprocessing.get_context("fork")
+Found = TypeVar("Found")
 
 
 class Size(NamedTuple):
@@ -351,15 +358,11 @@ class Beside(Conduct):
 
     def step(self, trainer: Trainer) -> Row:
         """Take the step twice: no record, no digest, nothing stored; and as a job does."""
-        begun = time.process_time()
         if self.plain:
-            self.proven.append(begun - self._left)
-        twin = self._twin
-        twin.optimizer.zero_grad()
-        loss = trainer.work.task.loss(twin.model, trainer.work.batch(trainer.step))
-        torch.autograd.backward(loss)
-        twin.optimizer.step()
-        loss.item()
+            self.proven.append(time.process_time() - self._left)
+        trainer.work.batch(trainer.step)  # or the first of the two would fetch it for both
+        begun = time.process_time()
+        plain_step(self._twin, trainer.step)
         self._left = time.process_time()
         self.plain.append(self._left - begun)
         return trainer.advance()
@@ -379,6 +382,17 @@ class Beside(Conduct):
         return [sum(self.proven[at : at + length]) / sum(self.plain[at : at + length]) - 1 for at in starts]
 
 
+class Measured(NamedTuple):
+    """One round: processor seconds of a plain loop in a process of its own, and of a runner beside another one."""
+
+    alone: float
+    plain: float
+    proven: float
+    evaluating: float
+    digesting: float
+    ratios: list[float]
+
+
 def overhead(size: Size) -> Iterator[dict[str, Any]]:
     works = {
         "pictures, batch 512": pictures_work(size.data, size.of(101, 60), batch=512, every=20),
@@ -387,40 +401,81 @@ def overhead(size: Size) -> Iterator[dict[str, Any]]:
         "small digits, batch 16": small_work(500),
     }
     for name, work in works.items():
-        rounds = size.of(5, 1)
         steps = size.of(work.steps, 60)
-        own = work._replace(
-            job=msgspec.structs.replace(
-                work.job, training=msgspec.structs.replace(work.job.training, steps=steps, epochs=None)
-            )
-        )
+        training = msgspec.structs.replace(work.job.training, steps=steps, epochs=None)
+        own = work._replace(job=msgspec.structs.replace(work.job, training=training))
         preflight(own)
-        ratios: list[float] = []
-        plain = whole = evaluating = 0.0
-        for _ in range(rounds):
-            conduct = Beside()
-            whole += proven_s(own, conduct) - sum(conduct.plain)
-            plain += sum(conduct.plain)
-            evaluating += conduct.evaluating
-            ratios += conduct.ratios(own.job.proving.checkpoint_every)
+        rounds = [measured(own) for _ in range(size.of(5, 1))]
+        ratios = [ratio for one in rounds for ratio in one.ratios]
+        alone, plain, proven, evaluating, digesting = (sum(column) for column in list(zip(*rounds, strict=True))[:5])
         yield {
             "job": name,
             "steps": steps,
-            "rounds": rounds,
-            "step_ms": 1000 * plain / steps / rounds,
+            "rounds": len(rounds),
+            "step_ms": 1000 * plain / steps / len(rounds),
             "overhead": statistics.mean(ratios),
             "interval": bootstrap(ratios, Entropy(0)),
             "stretches": len(ratios),
-            "with_start_and_end": (whole - evaluating) / plain - 1,
+            "digests": digesting / plain,
+            "with_start_and_end": (proven - evaluating) / plain - 1,
             "evaluation": evaluating / plain,
+            "plain_process_step_ms": 1000 * alone / steps / len(rounds),
+            "against_plain_process": (proven - evaluating) / alone - 1,
         }
 
 
-def proven_s(work: Work, conduct: Conduct) -> float:
+def measured(work: Work) -> Measured:
+    alone = apart(partial(plain_s, work))
+    return apart(partial(beside, work))._replace(alone=alone)
+
+
+def beside(work: Work) -> Measured:
+    keep_memory()  # as a runner's process does
+    conduct, digesting = Beside(), list[float]()
+
+    def digest(state: State) -> bytes:
+        before = time.process_time()
+        found = honest(state)
+        digesting.append(time.process_time() - before)
+        return found
+
+    honest, proof.digest = proof.digest, digest  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as folder:
         before = time.process_time()
         proof.make(work, Path(folder) / "proof", SIGNERS.runner, conduct=conduct)
+        whole = time.process_time() - before
+    plain, ratios = sum(conduct.plain), conduct.ratios(work.job.proving.checkpoint_every)
+    return Measured(math.nan, plain, whole - plain, conduct.evaluating, sum(digesting), ratios)
+
+
+def plain_s(work: Work) -> float:
+    with repeatable(work.job.training.threads):
+        trainer = Trainer(work)
+        before = time.process_time()
+        for step in range(work.steps):
+            plain_step(trainer, step)
         return time.process_time() - before
+
+
+def plain_step(trainer: Trainer, step: int) -> None:
+    trainer.optimizer.zero_grad()
+    loss = trainer.work.task.loss(trainer.model, trainer.work.batch(step))
+    torch.autograd.backward(loss)
+    trainer.optimizer.step()
+    loss.item()
+
+
+def apart(measure: Callable[[], Found]) -> Found:
+    """Return what a process of its own finds, so that what it does to its allocator ends with it."""
+    receiver, sender = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=lambda: sender.send(measure()))
+    process.start()
+    sender.close()
+    try:
+        found: Found = receiver.recv()
+    finally:
+        process.join()
+    return found
 
 
 def kills(size: Size) -> Iterator[dict[str, Any]]:
@@ -447,7 +502,7 @@ def kills(size: Size) -> Iterator[dict[str, Any]]:
 
 def killed(work: Work, directory: Path, after_s: float) -> bool:
     """Run a job in a process of its own, and end that when a time is over; say whether it was still at work."""
-    process = multiprocessing.get_context("fork").Process(target=proof.make, args=(work, directory, SIGNERS.runner))
+    process = FORK.Process(target=proof.make, args=(work, directory, SIGNERS.runner))
     process.start()
     process.join(after_s)
     alive = process.is_alive()

@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
-import numpy as np
 import torch
 from blake3 import blake3
 from safetensors import SafetensorError
@@ -131,8 +130,8 @@ def digest(state: State) -> bytes:
 
 def raw(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor, without a copy where it is contiguous."""
-    if tensor.dtype in _QUICK:
-        return tensor.detach().numpy().reshape(-1).view(np.uint8).data
+    if tensor.dtype in _QUICK and tensor.numel() and tensor.is_contiguous():
+        return tensor.detach().numpy().data.cast("B")
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
