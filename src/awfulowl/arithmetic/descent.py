@@ -106,11 +106,12 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
 
     def moved(self, weight: Tensor, momentum: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return what becomes of something linear in weights, momentum and gradient: the new (weight, momentum)."""
+        own = ((self.weight_weight, weight), (self.weight_gradient, gradient))
         if not self.has_momentum:
-            return weight + self.weight_weight * weight + self.weight_gradient * gradient, momentum
-        after = self.momentum_momentum * momentum + self.momentum_weight * weight + self.momentum_gradient * gradient
-        change = self.weight_weight * weight + self.weight_momentum * after + self.weight_gradient * gradient
-        return weight + change, after
+            return _plus(weight, *own), momentum
+        enters = ((self.momentum_weight, weight), (self.momentum_gradient, gradient))
+        after = _plus(momentum * self.momentum_momentum, *enters)
+        return _plus(weight, (self.weight_momentum, after), *own), after
 
     def step(self, state: Sequence[Tensor], gradient: Tensor, scratch: Sequence[Tensor]) -> None:
         """Take the step in place; see `Rule`."""
@@ -128,6 +129,13 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
         if self.weight_weight:
             change.add_(weight, alpha=self.weight_weight)
         add_exactly(weight, lost, change, total)
+
+
+def _plus(total: Tensor, *products: tuple[float, Tensor]) -> Tensor:
+    for factor, tensor in products:
+        if factor:
+            total = torch.add(total, tensor, alpha=factor)
+    return total
 
 
 class Rule(Protocol):

@@ -41,7 +41,9 @@ def in_pieces(
     for shift_x, of_x in _digits(x, size_x, x_bits):
         for shift_w, of_weight in digits:
             if shift_x + shift_w < 64:
-                part = bilinear(of_x, of_weight).to(torch.int64) << (shift_x + shift_w)
+                part = bilinear(of_x, of_weight).to(torch.int64)
+                if shift_x + shift_w:
+                    part <<= shift_x + shift_w
                 total = part if total is None else total.add_(part)
     if total is None:
         raise ValueError("numbers without digits")

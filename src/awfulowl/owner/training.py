@@ -165,7 +165,7 @@ class TrainedDeployment(Deployment):
         """
         check = self.check(number)
         seen = await self.engine.compute(partial(check.see, job.x, job.dy))
-        if not all(bool(side.image.isfinite().all() and side.energy.isfinite().all()) for side in seen):
+        if not all(side.is_finite for side in seen):
             name = self.panels[number].name
             raise InputError(
                 f"{name}: gradients are not finite, or too large for float32 (is the loss?); they were dropped, and "

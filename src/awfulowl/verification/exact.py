@@ -213,7 +213,7 @@ class ExactExpectation:
         answers = chunks(y)
         expected = torch.split(self._product, len(answers[0]), dim=1)
         equal = [self._equal(chunk, part) for chunk, part in zip(answers, expected, strict=True)]
-        right = torch.cat(equal)
+        right = equal[0] if len(equal) == 1 else torch.cat(equal)
         # What has more than 4 bytes could be off by a multiple of 2^64 once it is weighed.
         limit = 2**31 if self._bound is None and y.itemsize > 4 else self._bound
         if limit is not None and y.numel() > 0:
@@ -225,7 +225,8 @@ class ExactExpectation:
     def _equal(self, y: Tensor, product: Tensor) -> Tensor:
         bits = 8 * y.itemsize if self._bound is None else (2 * self._bound).bit_length()
         ours = in_pieces(lambda y, r: weigh(r.double(), y), y, self._r, y.shape[1], x_bits=bits, w_bits=self._bits)
-        return (ours == product).transpose(0, 1).flatten(1).all(dim=1)
+        equal = (ours == product).all(dim=0)
+        return equal if equal.dim() == 1 else equal.flatten(1).all(dim=1)
 
 
 def _products(kernel: Kernel, positions: Sequence[int], x: Tensor, s: Tensor) -> Tensor:

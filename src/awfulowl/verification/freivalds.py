@@ -54,6 +54,7 @@ Answers that are not finite never pass. A device that learns whether it passed l
 after every failure and on a schedule, and do not tell it at once.
 """
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from math import prod
 from typing import Final
@@ -233,7 +234,7 @@ class Expectation:
         """Say for each sample whether y is W x: (batch,) bool. Arguments and errors as for `Check.accepts`."""
         residue, deviation = self._measure(y)
         tolerance = self._z * deviation + self._least
-        return ((residue <= tolerance) & tolerance.isfinite()).all(dim=1)
+        return ((residue <= tolerance) & (tolerance < math.inf)).all(dim=1)
 
     def tolerance(self, y: Tensor) -> Tensor:
         """Return τ for each sample and vector, (batch, k) float64."""

@@ -78,14 +78,14 @@ def _correlate(
 ) -> Tensor:
     """Return Σ_b (weights own_b) other_b, of columns of samples of some shapes."""
     (groups, each, _), k = own.shape, len(weights)
-    weighed = weights.view(k, groups, each).transpose(0, 1) @ own
+    weighed = torch.bmm(weights.view(k, groups, each).transpose(0, 1), own)
     if len(seen) > 2:
         here = weighed.view(groups, k, shape[0], *shape[2:])
         shifted = here.new_zeros(groups, prod(grid.size), k, seen[0], *seen[2:])
         for tap, (targets, sources) in enumerate(taps(kernel, grid.size, shape[2:], seen[2:])):
             shifted[:, tap][:, :, :, *targets] = here[:, :, :, *sources]
         weighed = shifted.flatten(3).flatten(1, 2)
-    sums = weighed @ other.mT
+    sums = torch.bmm(weighed, other.mT)
     return sums.reshape(groups, *grid.size, k, -1).movedim(0, -2).flatten(-2)
 
 

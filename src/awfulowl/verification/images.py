@@ -25,6 +25,7 @@ each column of W (row, for images from the right), in units of κ u² (`verifica
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import torch
@@ -62,6 +63,11 @@ class Step(NamedTuple):
     energy: Tensor
     terms: int
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are."""
+        return math.isfinite(float(self.image.sum())) and math.isfinite(float(self.energy.max()))
+
     @staticmethod
     def total(steps: Sequence["Step"]) -> "Step":
         """Return the sum of some."""
@@ -90,6 +96,7 @@ class Side:
         self._grid = grid
         self._vectors = vectors
         self._transposed = transposed
+        self._energy: Tensor | None = None
         self.parts: Final = parts.double()
         uniform = entropy.uniform(parts.numel() * vectors).reshape(len(parts), vectors, -1)
         self.secret: Final = ((2 * uniform - 1) * LARGEST_SQUARE**0.5 * self.parts[:, None]).flatten(0, 1)
@@ -110,9 +117,9 @@ class Side:
         self._base = self.size(weight[0])
         if not bool(self._base.isfinite().all() and self.weight.isfinite().all() and self.momentum.isfinite().all()):
             raise ModelError("weights to be trained are not finite; nothing multiplied with them can be checked")
-        zero = torch.zeros_like(self._base)
-        self._noise = (zero, zero, zero)
-        self._drag = (zero, zero)
+        self._energy = None
+        self._noise = self._base.new_zeros(3, *self._base.shape)
+        self._drag = self._base.new_zeros(2, *self._base.shape)
         self._reach = self._length_squared(self.momentum).sqrt()  # what the momentum's columns are at most
 
     def state(self, weight: Tensor) -> None:
@@ -125,9 +132,10 @@ class Side:
         self._base = self.size(weight)
         if not bool(self._base.isfinite().all() and self.weight.isfinite().all()):
             raise ModelError("weights to be trained are not finite; nothing multiplied with them can be checked")
+        self._energy = None
         zero = torch.zeros_like(self._base)
-        self._noise = (zero, zero, self._noise[2])
-        self._drag = (zero, self._drag[1])
+        self._noise = torch.stack([zero, zero, self._noise[2]])
+        self._drag = torch.stack([zero, self._drag[1]])
 
     def project(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the image of the sum of some tensors of the panel's shape: (*size, k, b)."""
@@ -143,8 +151,8 @@ class Side:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything that is kept."""
-        own = (self.secret, self.parts, self.weight, self.momentum, self._start, self._base)
-        return (*own, *self._noise, *self._drag)
+        own = (self.secret, self.parts, self.weight, self.momentum, self._start, self._base, self._noise, self._drag)
+        return own if self._energy is None else (*own, self._energy)
 
     def step(self, x: Laid, dy: Laid) -> Step:
         """Return what some samples add to the gradient's image.
@@ -162,16 +170,13 @@ class Side:
 
     def move(self, rule: Descent, step: Step) -> None:
         """Follow the weights through a step along a gradient."""
-        before, gradient = self.weight, step.image
-        known = self.energy.sqrt()
+        before, gradient, known = self.weight, step.image, self.energy.sqrt()
         self.weight, self.momentum = rule.moved(before, self.momentum, gradient)
-        sizes = [self._length_squared(one) for one in (before, self.momentum, gradient)]
-        noise = (step.terms + 3) / 3 * (step.energy + sizes[2])
-        # 1 for products of random signs, `terms` for equal ones; more where energies are below what float32 can hold
-        alike = (sizes[2] / step.energy.double().clamp_min(_LEAST)).clamp_max(step.terms)
-        noise = noise + _ONE_SIDED * step.terms * alike * sizes[2]
-        self._noise = _carried(rule, self._noise, noise)
-        weight, momentum, along = (size.sqrt() for size in sizes)
+        self._energy = None
+        sizes = self._length_squared(torch.stack([before, self.momentum, gradient]))
+        errors, kept = _carrying(rule)
+        self._noise = _combined(errors, (*self._noise, _gained(step, sizes[2])))
+        weight, momentum, along = sizes.sqrt()
         # Three images of a column may all be near 0 by chance; what else is known of its length is not.
         weight = torch.maximum(weight, known / 2)
         if rule.has_momentum:
@@ -181,24 +186,10 @@ class Side:
                 + abs(rule.momentum_gradient) * along
             )
         momentum = torch.maximum(momentum, self._reach / 8)
-        of_weight, of_momentum = self._drag
-        if rule.has_momentum:
-            of_momentum = (
-                abs(rule.momentum_momentum) * of_momentum
-                + abs(rule.momentum_weight) * (of_weight + weight)
-                + abs(rule.momentum_gradient) * along
-                + 2 * momentum
-            )
-        of_weight = (
-            abs(1 + rule.weight_weight) * of_weight
-            + abs(rule.weight_momentum) * (of_momentum + 2 * momentum)
-            + 2 * abs(rule.weight_gradient) * along
-            + 2 * abs(rule.weight_weight) * weight
-        )
-        self._drag = of_weight, of_momentum
+        self._drag = _combined(kept, (*self._drag, weight, momentum, along))
 
     def _length_squared(self, image: Tensor) -> Tensor:
-        """Estimate Σ_i W_ij² from the images of W: (*size, k, b) to (*size, parts, b)."""
+        """Estimate Σ_i W_ij² from images of W: (..., k, b) to (..., parts, b)."""
         return self._by_part(image.square()).mean(dim=-2)
 
     def _by_part(self, images: Tensor) -> Tensor:
@@ -210,12 +201,14 @@ class Side:
         """At least Σ_i W_ij², for each part: (*size, parts, b)."""
         if self.weight is self._start:
             return self._base
-        return 2 * (self._base + self._length_squared(self.weight - self._start))
+        if self._energy is None:
+            self._energy = 2 * (self._base + self._length_squared(self.weight - self._start))
+        return self._energy
 
     @property
     def strayed(self) -> Tensor:
         """Σ_i E_ij² of the weights' error E, expected, in units of κ u²: (*size, parts, b)."""
-        return self._strayed[0]
+        return torch.addcmul(self._noise[0], self._drag[0], self._drag[0])
 
     @property
     def stretched(self) -> float:
@@ -253,15 +246,17 @@ class Side:
 
     @property
     def _strayed(self) -> tuple[Tensor, Tensor]:
-        return self._noise[0] + self._drag[0].square(), self._noise[2] + self._drag[1].square()
+        return self.strayed, self._noise[2] + self._drag[1].square()
 
     def _chosen(self, image: Tensor, chosen: Sequence[int]) -> Tensor:
         """Return the image of some parts together: (*size, k, b)."""
+        if len(self.parts) == 1:
+            return image
         return self._by_part(image)[..., list(chosen), :, :].sum(dim=-3)
 
     def secret_of(self, chosen: Sequence[int]) -> Tensor:
         """Return the secrets of some parts together: (k, a)."""
-        return self._by_part(self.secret)[list(chosen)].sum(dim=0)
+        return self._chosen(self.secret, chosen)
 
     def image_of(self, chosen: Sequence[int], weight: Tensor | None = None) -> Tensor:
         """Return the image of the weights of some parts, as they are or were when `weight` was: (*size, k, b)."""
@@ -269,18 +264,41 @@ class Side:
 
     def spread_of(self, chosen: Sequence[int], terms: int) -> Tensor:
         """Return what stands for r² W² in the tolerance of sums of so many products: (*size, 1, b)."""
-        both = self.energy + 3 / (terms + 3) * self.strayed
-        return LARGEST_SQUARE * both[..., list(chosen), :].sum(dim=-2, keepdim=True)
+        both = LARGEST_SQUARE * self.energy + LARGEST_SQUARE * 3 / (terms + 3) * self.strayed
+        return both if len(self.parts) == 1 else both[..., list(chosen), :].sum(dim=-2, keepdim=True)
 
 
-def _carried(rule: Descent, noise: tuple[Tensor, Tensor, Tensor], new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the covariance (weights, both, momentum) of errors after a step whose gradient erred by `new`."""
+def _gained(step: Step, size: Tensor) -> Tensor:
+    """Return the variance of what sums of float32 products leave behind in a gradient; `size` is Σ_i G_ij²."""
+    # 1 for products of random signs, `terms` for equal ones; more where energies are below what float32 can hold
+    alike = (size / step.energy.double().clamp_min(_LEAST)).clamp_max(step.terms)
+    each = (step.terms + 3) / 3
+    return each * (step.energy + size) + _ONE_SIDED * step.terms * alike * size
+
+
+def _combined(matrix: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """Return linear combinations of n tensors of one shape, by a matrix (m, n): (m, *shape)."""
+    return (matrix @ torch.stack(list(tensors)).flatten(1)).view(len(matrix), *tensors[0].shape)
+
+
+@lru_cache(maxsize=16)
+def _carrying(rule: Descent) -> tuple[Tensor, Tensor]:
+    """Return how a step carries along what devices have strayed, by its six numbers alone.
+
+    The first matrix (3, 4) takes the covariance of errors in weights, in both, and in momentum, and the variance of the
+    gradient's; the second (2, 5) the drag of weights and momentum, and the lengths of weights, momentum and gradient.
+    """
     a, b, c = rule.momentum_momentum if rule.has_momentum else 1.0, rule.momentum_weight, rule.momentum_gradient
     d, e, f = rule.weight_weight, rule.weight_momentum, rule.weight_gradient
     own, cross, both = 1 + d + e * b, e * a, e * c + f
-    weight, mixed, momentum = noise
-    return (
-        own**2 * weight + 2 * own * cross * mixed + cross**2 * momentum + both**2 * new,
-        own * b * weight + (own * a + cross * b) * mixed + cross * a * momentum + both * c * new,
-        b**2 * weight + 2 * a * b * mixed + a**2 * momentum + c**2 * new,
-    )
+    errors = [
+        [own**2, 2 * own * cross, cross**2, both**2],
+        [own * b, own * a + cross * b, cross * a, both * c],
+        [b**2, 2 * a * b, a**2, c**2],
+    ]
+    rounded = 2.0 if rule.has_momentum else 0.0  # once when it is multiplied, once when it is added to
+    momentum = [abs(b), abs(a), abs(b), rounded, abs(c)]
+    weight = [abs(e) * one for one in momentum]
+    of_weight = [abs(1 + d), 0.0, 2 * abs(d), 2 * abs(e), 2 * abs(f)]
+    kept = [[one + other for one, other in zip(weight, of_weight, strict=True)], momentum]
+    return torch.tensor(errors, dtype=torch.float64), torch.tensor(kept, dtype=torch.float64)

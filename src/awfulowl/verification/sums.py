@@ -88,12 +88,20 @@ def compare(expected: Expected, y: Tensor) -> Sums:
     ]
     residue, of_outputs = map(joined, zip(*pairs, strict=True))
     energy = torch.stack([expected.energy, of_outputs]).double()
-    safe = ((energy > _LEAST_ENERGY) & (energy < _MOST_ENERGY)).all(dim=1).all(dim=0)
-    if not bool(safe.all()):
+    if not _within(energy):
+        safe = ((energy > _LEAST_ENERGY) & (energy < _MOST_ENERGY)).all(dim=1).all(dim=0)
         again = (~safe).nonzero()[:, 0]
         energy[0, :, again] = _energy_of_inputs(expected.spread.double(), expected.x[again].double())
         energy[1, :, again] = _energy_of_outputs(secrets.r_squared.double(), y[again].double())
     return Sums(residue, secrets.unit * energy[0] + energy[1])
+
+
+def _within(energy: Tensor) -> bool:
+    """Say whether all energies are of a size that float32 adds up without loss."""
+    if energy.numel() == 0:
+        return True
+    least, most = torch.aminmax(energy)
+    return float(least) > _LEAST_ENERGY and float(most) < _MOST_ENERGY
 
 
 def chunks(x: Tensor) -> Sequence[Tensor]:
