@@ -50,13 +50,13 @@ $(DEMO_READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "AwfulOwl needs Python 3.11: make PYTHON=/path/to/it")'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab]'
+	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,fast]'
 	touch $@
 
 $(DEV_READY): $(DEMO_READY)
-	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,trainer,dev,docs]'
+	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,fast,trainer,dev,docs]'
 	touch $@
 
 $(BENCH_READY): $(DEV_READY)
-	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,trainer,dev,docs,bench]'
+	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,fast,trainer,dev,docs,bench]'
 	touch $@

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from awfulowl.owner.loading import CellKey, Meter, Progress
 from awfulowl.owner.numbers import AnyCheck, Floats
 from awfulowl.owner.peer import Peer, Standing
 from awfulowl.placement.plan import Plan
+from awfulowl.verification import compiled
 from awfulowl.wire.messages import Release
 
 
@@ -48,6 +50,8 @@ class Deployment(Holdings):
             UnavailableError: devices are missing, or blocks could not be loaded in time.
             ModelError: weights are not finite.
         """
+        if max(prod(panel.grid.shape) for panel in self.panels) >= compiled.WORTH_COMPILING:
+            await self.engine.compute(compiled.prepare)
         for number, panel in enumerate(self.panels):
             self.numbers.append(await self.engine.compute(partial(self.make_numbers, number)))
             self.layouts.append(Layouts(panel, self.sharing, self.numbers[number].width))
@@ -133,8 +137,7 @@ class Deployment(Holdings):
             holders = holders or self.holders(key)
             if holders:
                 return holders
-            allowed = (*self.assignment.ever(*key), *self.assignment.candidates(*key, self.engine.peers))
-            if self._alive() and not self._expected(allowed, self._patience_s):
+            if self._alive() and not self._awaited(key):
                 self.keep(key[0])
             else:
                 await self._wait_for_devices()
@@ -182,6 +185,11 @@ class Deployment(Holdings):
         policy = self.engine.policy
         return max(policy.repair_after_s, policy.return_s) if self.waits else policy.repair_after_s
 
+    def _awaited(self, key: CellKey) -> bool:
+        """Say whether somebody who held a cell, or may hold it, is there or may yet come."""
+        names = (*self.assignment.ever(*key), *self.assignment.candidates(*key, self.engine.peers))
+        return self._expected(names, self._patience_s)
+
     def _expected(self, names: Iterable[str], within_s: float) -> bool:
         """Say whether one of these devices is there, or away for so short that it may come back."""
         return any(self.engine.absent_s(name) < within_s for name in names)
@@ -200,8 +208,8 @@ class Deployment(Holdings):
     async def _repair_later(self) -> None:
         """After a while, give cells that nobody holds any longer to others, before they are asked for.
 
-        A cell that still has a holder waits: whoever gets it has seen it for ever, and what the rules leave to be seen
-        is needed when the last one goes.
+        A cell that still has a holder waits until that fails to answer: whoever gets it has seen it for ever, and what
+        the rules leave to be seen is needed then.
         """
         after_s = self.engine.policy.repair_after_s
         await asyncio.sleep(after_s)

@@ -8,9 +8,11 @@ v = (r²)ᵀ W² in place of the weights. It accepts a sample when for every vec
 
     |r y − s x| ≤ τ = z σ,    σ² = κ u² (n + 3)/3 (v x² + r² y²),    z = 10, u = 2⁻²⁴, κ = 1/(8 ln 2).
 
-x² and y² are element by element, so r² y² = Σ r_i² y_i². In a convolution r is over the output channels, s has one
-vector for each tap, r y − s x is a vector over the output positions of which the length is taken, and v x² and
-r² y² are sums over positions. A sample is one image; nothing is shared between samples.
+x² and y² are element by element, so r² y² = Σ r_i² y_i². A convolution over the positions that inputs come with first
+is checked as the dense product that it is there, with r over all outputs at all positions (`unrolled`). Over others,
+or too many, r is over the output channels, s has one vector for each tap, r y − s x is a vector over the output
+positions of which the length is taken, and v x² and r² y² are sums over positions. A sample is one image; nothing is
+shared between samples.
 
 **Why honest answers pass.** Output i is the sum of p_j = W_ij x_j. A device adds them up in an order that we do not
 know, at worst one after the other: GPUs do, libraries for CPUs add up blocks of a few hundred. With partial sums S_t
@@ -43,7 +45,7 @@ the density of g is at most 1/√(2π), and E τ(h) ≤ τ* √(1 − α²). So 
 
     √(2/π) ε √(1 − α²)/(1 − ε α)  ≤  √(2/π) ε / √(1 − ε²),
 
-which is (0.8 τ*/|e|)^k for k vectors and ε ≤ 0.07, and nearly attained. In a convolution e is a matrix E, outputs by
+which is (0.8 τ*/|e|)^k for k vectors and ε ≤ 0.07, and nearly attained. By channels e is a matrix E, outputs by
 positions. The lie passes if rᵀ (E Eᵀ − T) r ≤ 0, where rᵀ T r = τ², and by Chernoff's bound that has at most the
 probability 2 ε/(1 + ε²), whatever the shape of E: (2 τ*/|e|)^k. Lies in one channel still have 0.8.
 
@@ -55,6 +57,7 @@ after every failure and on a schedule, and do not tell it at once.
 """
 
 import math
+import threading
 from collections.abc import Collection, Iterable, Sequence
 from math import prod
 from typing import Final
@@ -63,12 +66,13 @@ import torch
 from torch import Tensor
 
 from awfulowl.blocks.grid import Grid
-from awfulowl.blocks.kernels import output_shape
+from awfulowl.blocks.kernels import Dense, output_shape
 from awfulowl.errors import InputError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.rounding import variance
 from awfulowl.verification.sums import Expected, compare, expect
-from awfulowl.verification.vectors import Keeping, project
+from awfulowl.verification.unrolled import unroll
+from awfulowl.verification.vectors import Keeping, Vectors, project
 
 VECTORS: Final = 3
 Z: Final = 10.0
@@ -91,10 +95,11 @@ class Check:
         z: float = Z,
         apart: Iterable[Collection[int]] | None = None,
     ) -> None:
-        """Draw secrets in one pass over the weights, of which nothing else is kept.
+        """Draw secrets in one pass over the weights, of which nothing is copied.
 
         Args:
-            weights: (outputs, inputs / groups, *size) each; together they have the outputs of the grid.
+            weights: (outputs, inputs / groups, *size) each; together they have the outputs of the grid. Those of a
+                convolution are looked at again when the first inputs come.
             grid: how the weights are cut.
             entropy: where the secrets come from.
             vectors: independent secret vectors, k.
@@ -110,6 +115,7 @@ class Check:
         self._count = vectors
         self._z = z
         self._apart = None if apart is None else [frozenset(rows) for rows in apart]
+        self._unrolling = threading.Lock()
         self.renew(weights)
 
     def renew(self, weights: Sequence[Tensor]) -> None:
@@ -118,12 +124,15 @@ class Check:
         Raises:
             ModelError: weights are not finite.
         """
+        self._weights = weights
         self._keeping = Keeping(weights, self.grid, self._entropy, self._count, self._apart)
+        self._unrolled: tuple[tuple[int, ...], Vectors | None] | None = None
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that the secrets take."""
-        return self._keeping.memory_bytes
+        unrolled = None if self._unrolled is None else self._unrolled[1]
+        return self._keeping.memory_bytes + (0 if unrolled is None else unrolled.memory_bytes)
 
     def accepts(
         self, x: Tensor, y: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None
@@ -161,7 +170,25 @@ class Check:
         if x.dim() != 2 + len(size) or x.shape[1] != inputs:
             raise InputError(f"a check of {inputs} inputs got inputs of shape {tuple(x.shape)}")
         shape = output_shape(kernel, outputs, size, x.shape)
-        return Expectation(expect(kernel, secrets, x, shape[2:]), shape, variance(self._terms(columns)), self._z)
+        unrolled = self._unroll(tuple(x.shape[2:])) if rows is None and columns is None else None
+        if unrolled is None:
+            expected = expect(kernel, secrets, x, shape[2:])
+        else:
+            expected = expect(Dense(), unrolled, x.flatten(1), ())
+        return Expectation(expected, shape, variance(self._terms(columns)), self._z)
+
+    def _unroll(self, space: tuple[int, ...]) -> Vectors | None:
+        """Return secrets for a convolution over these positions, if they are the first that were seen."""
+        if not space:
+            return None
+        with self._unrolling:
+            if self._unrolled is None:
+                # Weights may have changed since they were scattered: devices have those that the secrets are of.
+                same = self.matches(self._weights[0] if len(self._weights) == 1 else torch.cat(list(self._weights)))
+                found = unroll(self._weights, self.grid, space, self._entropy, self._count) if same else None
+                self._unrolled = space, found
+            first, secrets = self._unrolled
+        return secrets if first == space else None
 
     def tolerance(
         self, x: Tensor, y: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None

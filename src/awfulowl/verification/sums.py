@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel
+from awfulowl.verification import compiled
 from awfulowl.verification.vectors import Vectors
 
 _CHUNK: Final = 1 << 18
@@ -80,6 +81,8 @@ def compare(expected: Expected, y: Tensor) -> Sums:
 
     y: (batch, outputs) or (batch, outputs, *space').
     """
+    if expected.product.dim() == 2:
+        y = y.flatten(1)  # of a convolution that was unrolled
     secrets, answers = expected.secrets, chunks(y)
     parts = torch.split(expected.product, len(answers[0]), dim=1)
     pairs = [
@@ -116,6 +119,9 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _energy_of_inputs(spread: Tensor, x: Tensor) -> Tensor:
     """Return v x² in units of `unit`: (k, batch), in the precision of `spread` (k, inputs * positions)."""
+    found = compiled.energy(spread, x.flatten(1))
+    if found is not None:
+        return found
     squares = torch.square(x.to(spread.dtype), out=BUFFERS.take(spread.dtype, x.shape))
     return spread @ squares.flatten(1).T
 
@@ -123,6 +129,9 @@ def _energy_of_inputs(spread: Tensor, x: Tensor) -> Tensor:
 def _energy_of_outputs(r_squared: Tensor, y: Tensor) -> Tensor:
     """Return r² y²: (k, batch), in the precision of r_squared (k, outputs)."""
     if y.dim() == 2:
+        found = compiled.energy(r_squared, y)
+        if found is not None:
+            return found
         powers = torch.square(y.to(r_squared.dtype), out=BUFFERS.take(r_squared.dtype, y.shape))
     else:
         powers = torch.linalg.vector_norm(y.to(r_squared.dtype).flatten(2), dim=2).square_()
@@ -148,6 +157,9 @@ def weigh(weights: Tensor, x: Tensor) -> Tensor:
     weights: (rows, channels) float64; x: (batch, channels, *space).
     """
     if x.dim() == 2:
+        found = compiled.weigh(weights, x)
+        if found is not None:
+            return found
         return weights @ BUFFERS.take(weights.dtype, x.shape).copy_(x).T
     first = x.transpose(0, 1)
     matrix = BUFFERS.take(weights.dtype, first.shape).copy_(first).flatten(1)

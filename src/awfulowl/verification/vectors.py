@@ -31,6 +31,11 @@ class Vectors:
     unit: float
     r_squared: Tensor
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that they take."""
+        return self.r.nbytes + self.s.nbytes + self.v.nbytes + self.r_squared.nbytes
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _Part:

@@ -90,11 +90,16 @@ def layers(draw: st.DrawFn, least_batch: int = 0) -> Layer:
 
 
 def slow_measure(layer: Layer, y: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """|r (y − W x)| and v x² + r² y², (batch, k), from the weights themselves and in float64."""
+    """|r (y − W x)| and v x² + r² y², (batch, k), from the weights themselves and in float64.
+
+    r is over the outputs, or over the outputs at all positions.
+    """
     kernel, groups = layer.grid.kernel, layer.grid.groups
     weights, x, y = layer.weights.double(), layer.x.double(), y.double()
     error = y - product(kernel, weights, x, groups)
     energy = product(kernel, weights.square(), x.square(), groups) + y.square()
+    if r.shape[1] != y.shape[1]:
+        return (error.flatten(1) @ r.T).abs(), energy.flatten(1) @ r.square().T
     projected = torch.einsum("ko,bo...->bk...", r, error)
     spread = torch.einsum("ko,bo...->bk...", r.square(), energy)
     if x.dim() == 2:
