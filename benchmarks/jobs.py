@@ -350,6 +350,7 @@ class Beside(Conduct):
         self.plain: list[float] = []
         self.proven: list[float] = []
         self.evaluating = 0.0
+        self.fetching = 0.0
         self._left = 0.0
 
     def start(self, trainer: Trainer) -> None:
@@ -360,8 +361,10 @@ class Beside(Conduct):
         """Take the step twice: no record, no digest, nothing stored; and as a job does."""
         if self.plain:
             self.proven.append(time.process_time() - self._left)
+        before = time.process_time()
         trainer.work.batch(trainer.step)  # or the first of the two would fetch it for both
         begun = time.process_time()
+        self.fetching += begun - before
         plain_step(self._twin, trainer.step)
         self._left = time.process_time()
         self.plain.append(self._left - begun)
@@ -445,7 +448,8 @@ def beside(work: Work) -> Measured:
         proof.make(work, Path(folder) / "proof", SIGNERS.runner, conduct=conduct)
         whole = time.process_time() - before
     plain, ratios = sum(conduct.plain), conduct.ratios(work.job.proving.checkpoint_every)
-    return Measured(math.nan, plain, whole - plain, conduct.evaluating, sum(digesting), ratios)
+    proven = whole - plain - conduct.fetching
+    return Measured(math.nan, plain, proven, conduct.evaluating, sum(digesting), ratios)
 
 
 def plain_s(work: Work) -> float:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 _M_TRIM_THRESHOLD: Final = -1
-_M_TOP_PAD: Final = -2
 _M_MMAP_THRESHOLD: Final = -3
 """Numbers of mallopt(3)."""
 
@@ -20,7 +19,6 @@ _MAPPED_BYTES: Final = 1 << 25
 """What is larger is mapped; the most that mallopt(3) allows."""
 
 _KEPT_BYTES: Final = 1 << 30
-_STEP_BYTES: Final = 1 << 26
 
 _PRIVATE: Final = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
 
@@ -37,7 +35,6 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         if mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES):  # or the others would only turn off what adapts by itself
             mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
-            mallopt(_M_TOP_PAD, _STEP_BYTES)
 
 
 def give_back() -> None:

@@ -71,7 +71,7 @@ class BlankKey(Ed25519PrivateKey):
 
 def main() -> None:
     """Carry out one order from standard input; whatever goes wrong becomes an event."""
-    keep_memory()  # faults on fresh pages were a seventh of the time of a convolutional step
+    keep_memory()
     # What the client's code prints must not get among the events.
     outbox = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -35,7 +35,7 @@ class Policy:
 
     repair_after_s: float = 3.0
     """A block whose holders are all gone for longer is given to another device even before it is asked for. While one
-    of them is there nobody else gets to see it; a device that comes back gets its blocks again."""
+    of them is there, and answers, nobody else gets to see it; a device that comes back gets its blocks again."""
 
     return_s: float = 30.0
     """A training waits so long for a device to come back that may hold what nobody who is there may, before it gives

@@ -96,7 +96,7 @@ class Side:
         self._grid = grid
         self._vectors = vectors
         self._transposed = transposed
-        self._energy: Tensor | None = None
+        self._energy: tuple[Tensor, Tensor] | None = None
         self.parts: Final = parts.double()
         uniform = entropy.uniform(parts.numel() * vectors).reshape(len(parts), vectors, -1)
         self.secret: Final = ((2 * uniform - 1) * LARGEST_SQUARE**0.5 * self.parts[:, None]).flatten(0, 1)
@@ -117,7 +117,6 @@ class Side:
         self._base = self.size(weight[0])
         if not bool(self._base.isfinite().all() and self.weight.isfinite().all() and self.momentum.isfinite().all()):
             raise ModelError("weights to be trained are not finite; nothing multiplied with them can be checked")
-        self._energy = None
         self._noise = self._base.new_zeros(3, *self._base.shape)
         self._drag = self._base.new_zeros(2, *self._base.shape)
         self._reach = self._length_squared(self.momentum).sqrt()  # what the momentum's columns are at most
@@ -132,7 +131,6 @@ class Side:
         self._base = self.size(weight)
         if not bool(self._base.isfinite().all() and self.weight.isfinite().all()):
             raise ModelError("weights to be trained are not finite; nothing multiplied with them can be checked")
-        self._energy = None
         zero = torch.zeros_like(self._base)
         self._noise = torch.stack([zero, zero, self._noise[2]])
         self._drag = torch.stack([zero, self._drag[1]])
@@ -152,7 +150,7 @@ class Side:
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything that is kept."""
         own = (self.secret, self.parts, self.weight, self.momentum, self._start, self._base, self._noise, self._drag)
-        return own if self._energy is None else (*own, self._energy)
+        return own if self._energy is None else (*own, self._energy[1])
 
     def step(self, x: Laid, dy: Laid) -> Step:
         """Return what some samples add to the gradient's image.
@@ -172,7 +170,6 @@ class Side:
         """Follow the weights through a step along a gradient."""
         before, gradient, known = self.weight, step.image, self.energy.sqrt()
         self.weight, self.momentum = rule.moved(before, self.momentum, gradient)
-        self._energy = None
         sizes = self._length_squared(torch.stack([before, self.momentum, gradient]))
         errors, kept = _carrying(rule)
         self._noise = _combined(errors, (*self._noise, _gained(step, sizes[2])))
@@ -201,9 +198,10 @@ class Side:
         """At least Σ_i W_ij², for each part: (*size, parts, b)."""
         if self.weight is self._start:
             return self._base
-        if self._energy is None:
-            self._energy = 2 * (self._base + self._length_squared(self.weight - self._start))
-        return self._energy
+        weight, found = self.weight, self._energy
+        if found is None or found[0] is not weight:
+            found = self._energy = weight, 2 * (self._base + self._length_squared(weight - self._start))
+        return found[1]
 
     @property
     def strayed(self) -> Tensor:
