@@ -22,6 +22,7 @@ import awfulowl as owl
 from awfulowl.models.mlp import Mlp
 from awfulowl.models.vgg import Vgg16
 from awfulowl.placement.summary import summarise
+from awfulowl.verification import compiled
 
 
 def measure(name: str, model: nn.Module, x: Tensor) -> dict[str, Any]:
@@ -49,6 +50,14 @@ def measure(name: str, model: nn.Module, x: Tensor) -> dict[str, Any]:
     }
 
 
+def loading_bytes() -> int:
+    """Return what the libraries of compiled checks take, once a process and whatever the model."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    compiled.prepare()
+    return int(process.memory_info().rss - before)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the MLP only")
@@ -56,6 +65,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     measure("first", Mlp([64, 64]), torch.randn(8, 64))  # what code and libraries take, whatever the model
+    loading = loading_bytes()
+    print(f"libraries of compiled checks: {loading / 1e6:.1f} MB, whatever the model")
     rows = [measure("mlp", Mlp([4096, 4096, 4096, 10]), torch.randn(8, 4096))]
     if not options.quick:
         rows.append(measure("vgg16", Vgg16(100), torch.randn(8, 3, 32, 32)))
@@ -71,6 +82,7 @@ def main() -> None:
             "seed": 0,
             "python": platform.python_version(),
             "torch": torch.__version__,
+            "loading_bytes": loading,
             "rows": rows,
         }
         text = json.dumps(results, indent=2) + "\n"

@@ -12,6 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awfulowl.allocator import give_back
 from awfulowl.blocks.grid import Grid
 from awfulowl.blocks.kernels import backward, output_shape
 from awfulowl.randomness import Entropy
@@ -20,7 +21,7 @@ from awfulowl.verification.vectors import Vectors
 _MOST_NUMBERS: Final = 1 << 18
 """Inputs and outputs of a sample; three vectors over them take 9 MiB. More is checked by channels."""
 
-_STREAMED: Final = 1 << 18
+_STREAMED: Final = 1 << 16
 """Weights held in float64 at a time."""
 
 
@@ -51,6 +52,7 @@ def unroll(
         own = by_channel[:, start:stop]
         s += backward(grid.kernel, weight, own, tuple(space), grid.groups)
         v += backward(grid.kernel, weight.square(), own.square(), tuple(space), grid.groups)
+    give_back()  # what convolutions in float64 took on the way
     unit = float(v.max()) or 1.0
     return Vectors(r, s.flatten(1), (v / unit).float().flatten(1), unit, r.square().float())
 
