@@ -31,6 +31,7 @@ from awfulowl.blocks.kernels import Convolution, Dense, product
 from awfulowl.device.dense import Multiply, onednn
 from awfulowl.randomness import Entropy
 from awfulowl.results import Interval, Result, Setting
+from awfulowl.verification import compiled
 from awfulowl.verification.freivalds import VECTORS, Check, Z
 from awfulowl.verification.rounding import UNIT_ROUNDOFF, miss_bound
 from awfulowl.verification.vectors import Keeping
@@ -382,6 +383,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="write the results there; - is the standard output")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    compiled.prepare()
     with contextlib.redirect_stdout(sys.stderr if options.json == "-" else sys.stdout):
         if options.checks:
             results = alarms(options.checks, options.backend, options.seed)
