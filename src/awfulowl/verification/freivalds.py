@@ -183,12 +183,14 @@ class Check:
             return None
         with self._unrolling:
             if self._unrolled is None:
-                # Weights may have changed since they were scattered: devices have those that the secrets are of.
-                same = self.matches(self._weights[0] if len(self._weights) == 1 else torch.cat(list(self._weights)))
-                found = unroll(self._weights, self.grid, space, self._entropy, self._count) if same else None
-                self._unrolled = space, found
+                found = unroll(self._weights, self.grid, space, self._entropy, self._count)
+                self._unrolled = space, found if found is not None and self._are_unchanged() else None
             first, secrets = self._unrolled
         return secrets if first == space else None
+
+    def _are_unchanged(self) -> bool:
+        """Say whether the weights are still those that were scattered: devices have those."""
+        return self.matches(self._weights[0] if len(self._weights) == 1 else torch.cat(list(self._weights)))
 
     def tolerance(
         self, x: Tensor, y: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None
