@@ -50,7 +50,7 @@ class Deployment(Holdings):
             UnavailableError: devices are missing, or blocks could not be loaded in time.
             ModelError: weights are not finite.
         """
-        if any(prod(panel.grid.shape) >= compiled.WORTH_COMPILING for panel in self.panels):
+        if sum(prod(panel.grid.shape) for panel in self.panels) >= compiled.WORTH_COMPILING:
             await self.engine.compute(compiled.prepare)
         for number, panel in enumerate(self.panels):
             self.numbers.append(await self.engine.compute(partial(self.make_numbers, number)))

@@ -180,7 +180,7 @@ class Product:
             return None, None
         check = self._check
         rows = None if len(self._outputs.rows) == len(self._grid.rows) else self._outputs.rows
-        if check.quick:
+        if check.is_quick(batch.x):
             return check, Postponed(check, batch.x, rows)
         await batch.asked.wait()
         return check, await self._compute(lambda: check.expect(batch.x, rows=rows))

@@ -20,7 +20,7 @@ b + 32 + ⌈log2 m⌉ <= 55.
 Secrets are renewed as in `freivalds`: a device that learns whether it passed learns a little about r.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from math import prod
 from typing import Final
@@ -29,13 +29,13 @@ import torch
 from torch import Tensor
 
 from awfulowl.arithmetic.numbers import Integers
-from awfulowl.arithmetic.pieces import EXACT_BITS, in_pieces
-from awfulowl.arithmetic.products import fastest
+from awfulowl.arithmetic.pieces import EXACT_BITS, in_pieces, is_exact
 from awfulowl.blocks.grid import Grid
-from awfulowl.blocks.kernels import Dense, Kernel, output_shape
+from awfulowl.blocks.kernels import Kernel, output_shape
 from awfulowl.errors import InputError, ModelError
 from awfulowl.randomness import Entropy
-from awfulowl.verification.sums import chunks, joined, multiply, weigh
+from awfulowl.verification import compiled
+from awfulowl.verification.sums import chunks, is_quick, joined, multiply, weigh
 from awfulowl.verification.vectors import Projections, Rows, project
 
 MISS_BITS: Final = 40
@@ -101,20 +101,15 @@ class ExactCheck:
         apart = None if apart is None else [frozenset(rows) for rows in apart]
         self._sums = Projections(weights, grid, r.double(), (1,), apart)
         self._s_bits = self._bits + 8 * numbers.dtype.itemsize + max(0, grid.outputs - 1).bit_length()
-        # Bytes are multiplied faster than they are raised to float64.
-        self._in_bytes = isinstance(grid.kernel, Dense) and numbers.dtype.itemsize == 1 and self._s_bits <= 32
-        self._whole = self._projector(self._sums.whole[0])
 
-    @property
-    def quick(self) -> bool:
-        """Whether `expect` takes so little that nothing is won by doing it ahead."""
-        return self._in_bytes
+    def is_quick(self, x: Tensor) -> bool:
+        """Say whether `expect` takes so little that nothing is won by doing it ahead."""
+        return is_quick(self.grid.kernel, x)
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that the secrets take."""
-        in_bytes = self._sums.whole[0].numel() * torch.int32.itemsize if self._in_bytes else 0
-        return in_bytes + sum({id(tensor): tensor.nbytes for tensor in self._sums.tensors()}.values())
+        return sum({id(tensor): tensor.nbytes for tensor in self._sums.tensors()}.values())
 
     @torch.no_grad()
     def expect(
@@ -137,25 +132,10 @@ class ExactCheck:
         if x.dim() != 2 + len(size) or x.shape[1] != inputs:
             raise InputError(f"a check of {inputs} inputs got inputs of shape {tuple(x.shape)}")
         shape = output_shape(kernel, outputs, size, x.shape)
-        project = self._whole if s is self._sums.whole[0] else self._projector(s)
-        products = [project(chunk, shape[2:]) for chunk in chunks(x)]
+        terms, sums = inputs * prod(size), partial(_sums, kernel, shape[2:])
+        products = [in_pieces(sums, chunk, s, terms, w_bits=self._s_bits) for chunk in chunks(x)]
         bound = self._bound if self._numbers.ring_bytes > 4 else None
         return ExactExpectation(r, self._bits, joined(products), shape, bound)
-
-    def _projector(self, s: Tensor) -> Callable[[Tensor, Sequence[int]], Tensor]:
-        """Return what maps x and space' to s x modulo 2^64: (k, batch, *space') int64."""
-        if self._in_bytes:
-            backend = fastest()
-            planes = backend.prepare(s.to(torch.int32)).planes
-            return lambda x, _: backend.dense(planes, x, 8).T
-        terms = s.shape[-1] * prod(s.shape[:-2])
-        kernel = self.grid.kernel
-
-        def project(x: Tensor, positions: Sequence[int]) -> Tensor:
-            products = partial(_products, kernel, positions)
-            return in_pieces(products, x, s, terms, w_bits=self._s_bits)
-
-        return project
 
     def accepts(
         self, x: Tensor, y: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None
@@ -224,10 +204,14 @@ class ExactExpectation:
 
     def _equal(self, y: Tensor, product: Tensor) -> Tensor:
         bits = 8 * y.itemsize if self._bound is None else (2 * self._bound).bit_length()
+        if product.dim() == 2 and is_exact(bits, self._bits, y.shape[1]):
+            found = compiled.equal(self._r, y, product)
+            if found is not None:
+                return found
         ours = in_pieces(lambda y, r: weigh(r.double(), y), y, self._r, y.shape[1], x_bits=bits, w_bits=self._bits)
         equal = (ours == product).all(dim=0)
         return equal if equal.dim() == 1 else equal.flatten(1).all(dim=1)
 
 
-def _products(kernel: Kernel, positions: Sequence[int], x: Tensor, s: Tensor) -> Tensor:
+def _sums(kernel: Kernel, positions: Sequence[int], x: Tensor, s: Tensor) -> Tensor:
     return multiply(kernel, s.double(), x, positions)

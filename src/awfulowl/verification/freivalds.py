@@ -70,7 +70,7 @@ from awfulowl.blocks.kernels import Dense, output_shape
 from awfulowl.errors import InputError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.rounding import variance
-from awfulowl.verification.sums import Expected, compare, expect
+from awfulowl.verification.sums import Expected, compare, expect, is_quick, judge
 from awfulowl.verification.unrolled import unroll
 from awfulowl.verification.vectors import Keeping, Vectors, project
 
@@ -81,9 +81,6 @@ Z: Final = 10.0
 
 class Check:
     """Says which answers for one panel are right, from secrets of k (2 inputs + outputs) numbers."""
-
-    quick: Final = False
-    """Whether `expect` takes so little that nothing is won by doing it ahead."""
 
     def __init__(
         self,
@@ -177,6 +174,10 @@ class Check:
             expected = expect(Dense(), unrolled, x.flatten(1), ())
         return Expectation(expected, shape, variance(self._terms(columns)), self._z)
 
+    def is_quick(self, x: Tensor) -> bool:
+        """Say whether `expect` takes so little that nothing is won by doing it ahead."""
+        return is_quick(self.grid.kernel, x)
+
     def _unroll(self, space: tuple[int, ...]) -> Vectors | None:
         """Return secrets for a convolution over these positions, if they are the first that were seen."""
         if not space:
@@ -261,6 +262,10 @@ class Expectation:
 
     def accepts(self, y: Tensor) -> Tensor:
         """Say for each sample whether y is W x: (batch,) bool. Arguments and errors as for `Check.accepts`."""
+        self._fit(y)
+        found = judge(self._expected, y, self._variance, self._z, self._least)
+        if found is not None:
+            return found
         residue, deviation = self._measure(y)
         tolerance = self._z * deviation + self._least
         return ((residue <= tolerance) & (tolerance < math.inf)).all(dim=1)
@@ -276,7 +281,10 @@ class Expectation:
 
     def _measure(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return |r y − s x| and σ, (batch, k) each."""
-        if tuple(y.shape) != self._shape:
-            raise InputError(f"a check got an answer of shape {tuple(y.shape)}, not {self._shape}")
+        self._fit(y)
         residue, energy = compare(self._expected, y)
         return residue.T, (self._variance * energy).sqrt_().T
+
+    def _fit(self, y: Tensor) -> None:
+        if tuple(y.shape) != self._shape:
+            raise InputError(f"a check got an answer of shape {tuple(y.shape)}, not {self._shape}")

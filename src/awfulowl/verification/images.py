@@ -35,6 +35,7 @@ from awfulowl.arithmetic.descent import Descent
 from awfulowl.blocks.grid import Grid
 from awfulowl.errors import ModelError
 from awfulowl.randomness import Entropy
+from awfulowl.verification import compiled
 from awfulowl.verification.gradients import Laid, added, energy, image
 from awfulowl.verification.rounding import MEAN_SQUARE, UNIT_ROUNDOFF
 from awfulowl.verification.sums import AnyKernel, Transposed
@@ -98,6 +99,7 @@ class Side:
         self._transposed = transposed
         self._energy: tuple[Tensor, Tensor] | None = None
         self.parts: Final = parts.double()
+        self._parts = parts.float()
         uniform = entropy.uniform(parts.numel() * vectors).reshape(len(parts), vectors, -1)
         self.secret: Final = ((2 * uniform - 1) * LARGEST_SQUARE**0.5 * self.parts[:, None]).flatten(0, 1)
 
@@ -151,6 +153,12 @@ class Side:
         """Return everything that is kept."""
         own = (self.secret, self.parts, self.weight, self.momentum, self._start, self._base, self._noise, self._drag)
         return own if self._energy is None else (*own, self._energy[1])
+
+    def step_of(self, x: Tensor, dy: Tensor) -> Step | None:
+        """Return what a batch adds to the gradient's image; None where that takes more than one loop, see `step`."""
+        own, other = (x, dy) if self._transposed else (dy, x)
+        found = compiled.correlate(self.secret, self._parts, own, other)
+        return None if found is None else Step(*found, len(x))
 
     def step(self, x: Laid, dy: Laid) -> Step:
         """Return what some samples add to the gradient's image.

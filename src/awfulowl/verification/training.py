@@ -44,7 +44,7 @@ from awfulowl.verification.freivalds import VECTORS, Expectation, Z
 from awfulowl.verification.gradients import added, laid
 from awfulowl.verification.images import LARGEST_SQUARE, Side, Step
 from awfulowl.verification.rounding import SMALLEST, variance
-from awfulowl.verification.sums import Expected, Transposed, expect
+from awfulowl.verification.sums import Expected, Transposed, expect, is_quick
 from awfulowl.verification.vectors import Vectors, project, together
 
 Seen = tuple[Step, Step]
@@ -53,8 +53,6 @@ Seen = tuple[Step, Step]
 
 class TrainingCheck:
     """Says which answers for one panel are right while its weights are trained elsewhere."""
-
-    quick: Final = False
 
     def __init__(
         self,
@@ -141,6 +139,10 @@ class TrainingCheck:
         expected = expect(Transposed(grid.kernel), secrets, dy, space)
         return _expectation(expected, (dy.shape[0], grid.inputs, *space), terms, self._z)
 
+    def is_quick(self, x: Tensor) -> bool:
+        """Say whether what is expected of x, or of gradients dy, takes so little that it can be left for later."""
+        return is_quick(self.grid.kernel, x)
+
     def _select(self, rows: Sequence[int] | None, columns: Sequence[int] | None) -> tuple[Vectors, int]:
         """Return the secrets for some rows and columns, in this order, and the number of products in an output."""
         chosen, outputs, across = self._places(rows, columns)
@@ -179,6 +181,9 @@ class TrainingCheck:
     @torch.no_grad()
     def see(self, x: Tensor, dy: Tensor) -> Seen:
         """Return what a batch adds to the gradient: x (batch, inputs, *space), dy (batch, outputs, *space')."""
+        whole = self._left.step_of(x, dy), self._right.step_of(x, dy)
+        if whole[0] is not None and whole[1] is not None:
+            return whole[0], whole[1]
         pairs = laid(x, dy, self.grid.groups)
         steps = [(self._left.step(*pair), self._right.step(*pair)) for pair in pairs]
         left, right = (Step.total(one) for one in zip(*steps, strict=True))

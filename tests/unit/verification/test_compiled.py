@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from awfulowl import verification
 from awfulowl.owner.policy import Policy
 from awfulowl.randomness import Entropy
 from awfulowl.verification import compiled
@@ -18,7 +19,7 @@ from awfulowl.verification.freivalds import Check
 from awfulowl.verification.training import TrainingCheck
 from tests.simulated.memory_fleet import still_fleet
 from tests.simulated.training import perceptron, twins
-from tests.unit.verification.shapes import Layer, dense, layers, some
+from tests.unit.verification.shapes import Layer, convolution, dense, layers, some
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ shapes = st.tuples(st.integers(1, 7), st.integers(0, 6), st.integers(0, 70))
 """Rows, samples, channels."""
 
 
-def numbers(shape: tuple[int, int], dtype: torch.dtype, seed: int) -> Tensor:
+def numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator, dtype=dtype)
@@ -70,6 +71,100 @@ def test_energies_are_pytorchs(shape: tuple[int, int, int], seed: int) -> None:
     found = compiled.energy(weights, x)
     assert found is not None
     torch.testing.assert_close(found, weights @ x.square().T, rtol=1e-5, atol=0)
+
+
+BOUNDS = compiled.Bounds(z=10.0, variance=1e-14, at_least=0.0, least=2.0**-90, most=2.0**120)
+
+
+@given(shapes, st.booleans(), st.sampled_from([0.0, 1e-8, 1e-4]), st.integers(0, 2**32))
+def test_verdicts_are_pytorchs(shape: tuple[int, int, int], shared: bool, error: float, seed: int) -> None:
+    k, batch, outputs = shape[0], shape[1], shape[2] + 1
+    r, y = numbers((k, outputs), torch.float64, seed), numbers((batch, outputs), torch.float32, seed + 1)
+    energy = numbers((1 if shared else k, batch), torch.float32, seed + 2).square() + 1
+    squares = r[:1].square().float() if shared else r.square().float()
+    product = r @ y.double().T + error * numbers((k, batch), torch.float64, seed + 3)
+    found = compiled.judge(r, squares, y, product, energy, 3.0, BOUNDS)
+    assert found is not None
+    residue = (r @ y.double().T - product).abs()
+    tolerance = 10 * (1e-14 * (3 * energy.double() + squares.double() @ y.double().square().T)).sqrt()
+    clear = ((residue / tolerance - 1).abs() > 1e-3).all(dim=0)
+    assert torch.equal(found[clear], (residue <= tolerance).all(dim=0)[clear])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_answers_that_are_not_finite_are_not_judged_in_a_loop(value: float) -> None:
+    """Nor accepted by what judges them then."""
+    layer = dense(8, 6)
+    check = Check([layer.weights], layer.grid, Entropy(1))
+    y = layer.y
+    y[0, 3] = value
+    ones, outputs = torch.ones(1, len(y)), torch.ones(1, y.shape[1])
+    assert compiled.judge(outputs.double(), outputs, y, ones.double(), ones, 1.0, BOUNDS) is None
+    assert check.accepts(layer.x, y).tolist() == [False] + [True] * (len(y) - 1)
+
+
+@given(shapes, st.sampled_from([torch.int32, torch.int64]), st.integers(0, 2**32))
+def test_integers_are_equal_or_not(shape: tuple[int, int, int], dtype: torch.dtype, seed: int) -> None:
+    k, batch, outputs = shape
+    generator = torch.Generator().manual_seed(seed)
+    y = numbers((batch, outputs), dtype, seed)
+    r = torch.randint(-(2**20), 2**20, (k, outputs), generator=generator)
+    product = r @ y.long().T
+    off = torch.randint(0, 2, (k, batch), generator=generator)
+    found = compiled.equal(r.double(), y, product + off)
+    assert found is not None
+    assert torch.equal(found, (off == 0).all(dim=0))
+
+
+@given(shapes, st.integers(1, 1100), st.integers(1, 3), st.integers(0, 2**32))
+def test_gradients_are_pytorchs(shape: tuple[int, int, int], channels: int, parts: int, seed: int) -> None:
+    """Over blocks of 512 channels, and samples four at a time."""
+    k, batch, outputs = shape
+    secret = numbers((k, outputs), torch.float64, seed)
+    dy, x = numbers((batch, outputs), torch.float32, seed + 1), numbers((batch, channels), torch.float32, seed + 2)
+    masks = torch.randint(0, 2, (parts, outputs), generator=torch.Generator().manual_seed(seed)).float()
+    found = compiled.correlate(secret, masks, dy, x)
+    assert found is not None
+    torch.testing.assert_close(found[0], (secret @ dy.double().T) @ x.double(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1], (masks @ dy.square().T) @ x.square(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("batch", range(1, 6))
+def test_gradients_that_are_not_finite_are_noticed(value: float, batch: int) -> None:
+    for sample in range(batch):
+        dy, x = torch.ones(batch, 3), torch.ones(batch, 5)
+        x[sample, 2] = value
+        found = compiled.correlate(torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 3), dy, x)
+        assert found is not None
+        assert [one.isfinite()[0].tolist() for one in found] == [[True, True, False, True, True]] * 2
+
+
+@some
+@given(layers(least_batch=1), st.integers(0, 2**32))
+def test_training_sees_the_same(layer: Layer, seed: int) -> None:
+    check = TrainingCheck([layer.weights], layer.grid, Entropy(1))
+    dy = numbers(tuple(layer.y.shape), torch.float32, seed)
+    ours = check.see(layer.x, dy)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        without(monkeypatch)
+        theirs = check.see(layer.x, dy)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.image, other.image, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(one.energy, other.energy, rtol=1e-5, atol=1e-6)
+        assert one.terms == other.terms
+
+
+@pytest.mark.parametrize("kind", [Check, TrainingCheck])
+def test_only_little_arithmetic_waits_for_the_answer(kind: type[Check] | type[TrainingCheck]) -> None:
+    """A dense product in compiled loops; anything else is done while devices multiply."""
+    layer, curved = dense(8, 6), convolution((3, 4, 2), (5,), 2)
+    check = kind([layer.weights], layer.grid, Entropy(1))
+    assert check.is_quick(layer.x)
+    assert not check.is_quick(torch.empty(1 << 18, 8))
+    assert not kind([curved.weights], curved.grid, Entropy(1)).is_quick(curved.x)
+    compiled._loops.clear()
+    assert not check.is_quick(layer.x)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
@@ -116,14 +211,22 @@ def test_nothing_is_compiled_before_it_is_asked_for() -> None:
     assert compiled.energy(torch.ones(3, 6), torch.ones(4, 6)) is None
 
 
-def test_without_numba_all_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compiled, and the loops have never been imported."""
     compiled._loops.clear()
+    monkeypatch.delitem(sys.modules, "awfulowl.verification.loops")
+    monkeypatch.delattr(verification, "loops")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_numba_all_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
     assert not compiled.prepare()
 
 
+@pytest.mark.usefixtures("fresh")
 def test_where_nothing_can_be_kept_it_is_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled._loops.clear()
     njit, kept = numba.njit, []
 
     def nowhere(*arguments: Any, **options: Any) -> Any:
@@ -134,7 +237,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_each_time(monkeypatch: pytest.
 
     monkeypatch.setattr(numba, "njit", nowhere)
     assert compiled.prepare()
-    assert kept == [True, False]
+    assert kept == [True, False] * 5
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,3 +275,20 @@ def test_a_fleet_compiles_for_large_layers_alone(monkeypatch: pytest.MonkeyPatch
         assert bool(compiled._loops) is (worth == 1)
         pair.step(2)
         pair.agree()
+
+
+def test_what_does_not_fit_is_left_to_pytorch() -> None:
+    """Which says so: a loop would read beyond the end."""
+    secrets, some, few = torch.ones(3, 6, dtype=torch.float64), torch.ones(4, 6), torch.ones(3, 5)
+    ones = torch.ones(3, 4)
+    assert compiled.weigh(secrets, few) is None
+    assert compiled.energy(few, some) is None
+    assert compiled.judge(secrets, few, some, ones.double(), ones, 1.0, BOUNDS) is None
+    assert compiled.judge(secrets, secrets.float(), some, ones[:, :3].double(), ones, 1.0, BOUNDS) is None
+    assert compiled.judge(secrets, secrets.float(), some, ones.double(), ones[:2], 1.0, BOUNDS) is None
+    assert compiled.judge(secrets, secrets.float()[:2], some, ones.double(), ones[:2], 1.0, BOUNDS) is None
+    assert compiled.equal(secrets, some.int(), ones[:2].long()) is None
+    assert compiled.equal(secrets, few.int(), ones.long()) is None
+    assert compiled.correlate(secrets, secrets.float(), some, some[:3]) is None
+    assert compiled.correlate(secrets, few, some, some) is None
+    assert compiled.correlate(secrets, secrets.float(), some, some[:, :, None]) is None
