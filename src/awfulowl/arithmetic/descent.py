@@ -104,6 +104,12 @@ class Descent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="desc
         """Whether the momentum takes part; otherwise it stays as it is, for later steps."""
         return any((self.momentum_momentum, self.momentum_weight, self.momentum_gradient))
 
+    @property
+    def numbers(self) -> tuple[float, float, float, float, float, float]:
+        """The six numbers, where a momentum that takes no part stays as it is: a = 1, and e = 0."""
+        a, b, c, d, e, f = msgspec.structs.astuple(self)
+        return (a, b, c, d, e, f) if self.has_momentum else (1.0, b, c, d, 0.0, f)
+
     def moved(self, weight: Tensor, momentum: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Return what becomes of something linear in weights, momentum and gradient: the new (weight, momentum)."""
         own = ((self.weight_weight, weight), (self.weight_gradient, gradient))

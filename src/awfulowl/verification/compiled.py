@@ -7,6 +7,8 @@ Infinities and NaN come out as they should.
 """
 
 import contextlib
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from types import ModuleType
 from typing import Final, NamedTuple
 
@@ -39,9 +41,12 @@ def _call_all() -> None:
         weigh(secrets, some.to(dtype))
     for integers in (torch.int32, torch.int64):
         equal(secrets, some.to(integers), sums)
-    energy(some, some)
+    measure(secrets, some, some)
     judge(secrets, some, some, secrets, some, 1.0, Bounds(1.0, 1.0, 0.0, 0.0, 2.0))
     correlate(secrets, some, some, some)
+    sizes = secrets, secrets, secrets.expand(3, 1, 1), secrets.expand(2, 1, 1), secrets, some
+    numbers = (1.0,) * 6, [[[1.0] * 4] * 3, [[1.0] * 5] * 2], (1.0,) * 4
+    advance(*numbers, [secrets] * 4, [one.contiguous() for one in sizes], 1)
 
 
 def can_weigh(x: Tensor) -> bool:
@@ -61,16 +66,16 @@ def weigh(weights: Tensor, x: Tensor) -> Tensor | None:
     return out
 
 
-def energy(weights: Tensor, x: Tensor) -> Tensor | None:
-    """Return weights (x²)ᵀ: (rows, batch) float32.
+def measure(weights: Tensor, spread: Tensor, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return weights xᵀ, (k, batch) float64, and spread (x²)ᵀ, (m, batch) float32.
 
-    weights: (rows, channels) float32; x: (batch, channels).
+    weights: (k, channels) float64; spread: (m, channels) float32; x: (batch, channels) float32.
     """
-    if not (_loops and _are_float32(weights, x) and _plain(weights, x) and _fit(weights, x)):
+    if not (_loops and _are_float32(spread, x) and _plain(weights, spread, x) and _fit(weights, spread, x)):
         return None
-    out = torch.empty(len(weights), len(x))
-    _loops[0].energy(weights.numpy(), x.detach().numpy(), out.numpy())
-    return out
+    out, energies = torch.empty(len(weights), len(x), dtype=torch.float64), torch.empty(len(spread), len(x))
+    _loops[0].measure(weights.numpy(), spread.numpy(), x.detach().numpy(), out.numpy(), energies.numpy())
+    return out, energies
 
 
 class Bounds(NamedTuple):
@@ -143,6 +148,44 @@ def correlate(secret: Tensor, parts: Tensor, own: Tensor, other: Tensor) -> tupl
     operands = (tensor.detach().numpy() for tensor in (secret, parts, own, other))
     _loops[0].correlate(*operands, image.numpy(), energies.numpy())
     return image, energies
+
+
+Moved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Images of weights and momentum, noise, drag, reach, and energy; see `images.Side`."""
+
+
+def advance(
+    rule: tuple[float, float, float, float, float, float],
+    carrying: Iterable[Iterable[Iterable[float]]],
+    gain: tuple[float, float, float, float],
+    images: Sequence[Tensor],
+    sizes: Sequence[Tensor],
+    vectors: int,
+) -> Moved | None:
+    """Take a step of `images.Side`.
+
+    Args:
+        rule: the six numbers of a step.
+        carrying: matrices (3, 4) for noise and (2, 5) for drag.
+        gain: factors of the noise that a step adds, the number of terms in each sum, and the least energy.
+        images: those of weights, momentum and gradient, and where the weights started, (*size, parts * k, b) float64.
+        sizes: base, energy, noise (3, ...), drag (2, ...), reach, (*size, parts, b) float64; energy of the gradient's
+            sums, float32.
+        vectors: independent secret vectors, k.
+    """
+    weight, noise, base = images[0], sizes[2], sizes[0]
+    if not (_loops and _plain(*images, *sizes) and _are_float32(sizes[-1])):
+        return None
+    shape = (-1, weight.shape[-1])
+    moved = torch.empty_like(weight), torch.empty_like(weight)
+    after = torch.empty_like(noise), torch.empty_like(sizes[3]), torch.empty_like(base), torch.empty_like(base)
+    by_part = [image.view(-1, vectors, shape[1]).numpy() for image in (*images, *moved)]
+    flat = [one.view(*one.shape[: one.dim() - base.dim()], *shape).numpy() for one in (*sizes, *after)]
+    errors, kept = (tuple(chain.from_iterable(matrix)) for matrix in carrying)
+    _loops[0].advance(
+        rule, errors, kept, gain, tuple(by_part[:4]), tuple(flat[:6]), tuple(by_part[4:]), tuple(flat[6:])
+    )
+    return *moved, *after
 
 
 def _plain(*tensors: Tensor) -> bool:

@@ -52,6 +52,8 @@ _ONE_SIDED: Final = 1 / (16 * MEAN_SQUARE)
 
 _LEAST: Final = 1e-300
 
+Matrix = list[list[float]]
+
 
 class Step(NamedTuple):
     """What a gradient adds to a side.
@@ -176,10 +178,15 @@ class Side:
 
     def move(self, rule: Descent, step: Step) -> None:
         """Follow the weights through a step along a gradient."""
+        found = self._moved(rule, step)
+        if found is not None:
+            self.weight, self.momentum, self._noise, self._drag, self._reach, energy = found
+            self._energy = self.weight, energy
+            return
         before, gradient, known = self.weight, step.image, self.energy.sqrt()
         self.weight, self.momentum = rule.moved(before, self.momentum, gradient)
         sizes = self._length_squared(torch.stack([before, self.momentum, gradient]))
-        errors, kept = _carrying(rule)
+        errors, kept = (torch.tensor(matrix, dtype=torch.float64) for matrix in _carrying(rule))
         self._noise = _combined(errors, (*self._noise, _gained(step, sizes[2])))
         weight, momentum, along = sizes.sqrt()
         # Three images of a column may all be near 0 by chance; what else is known of its length is not.
@@ -192,6 +199,13 @@ class Side:
             )
         momentum = torch.maximum(momentum, self._reach / 8)
         self._drag = _combined(kept, (*self._drag, weight, momentum, along))
+
+    def _moved(self, rule: Descent, step: Step) -> compiled.Moved | None:
+        """Do the same in one loop, if there is one, and the energy with it."""
+        gain = (step.terms + 3) / 3, _ONE_SIDED * step.terms, float(step.terms), _LEAST
+        images = self.weight, self.momentum, step.image, self._start
+        sizes = self._base, self.energy, self._noise, self._drag, self._reach, step.energy
+        return compiled.advance(rule.numbers, _carrying(rule), gain, images, sizes, self._vectors)
 
     def _length_squared(self, image: Tensor) -> Tensor:
         """Estimate Σ_i W_ij² from images of W: (..., k, b) to (..., parts, b)."""
@@ -288,14 +302,13 @@ def _combined(matrix: Tensor, tensors: Sequence[Tensor]) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _carrying(rule: Descent) -> tuple[Tensor, Tensor]:
+def _carrying(rule: Descent) -> tuple[Matrix, Matrix]:
     """Return how a step carries along what devices have strayed, by its six numbers alone.
 
     The first matrix (3, 4) takes the covariance of errors in weights, in both, and in momentum, and the variance of the
     gradient's; the second (2, 5) the drag of weights and momentum, and the lengths of weights, momentum and gradient.
     """
-    a, b, c = rule.momentum_momentum if rule.has_momentum else 1.0, rule.momentum_weight, rule.momentum_gradient
-    d, e, f = rule.weight_weight, rule.weight_momentum, rule.weight_gradient
+    a, b, c, d, e, f = rule.numbers
     own, cross, both = 1 + d + e * b, e * a, e * c + f
     errors = [
         [own**2, 2 * own * cross, cross**2, both**2],
@@ -307,4 +320,4 @@ def _carrying(rule: Descent) -> tuple[Tensor, Tensor]:
     weight = [abs(e) * one for one in momentum]
     of_weight = [abs(1 + d), 0.0, 2 * abs(d), 2 * abs(e), 2 * abs(f)]
     kept = [[one + other for one, other in zip(weight, of_weight, strict=True)], momentum]
-    return torch.tensor(errors, dtype=torch.float64), torch.tensor(kept, dtype=torch.float64)
+    return errors, kept

@@ -19,46 +19,59 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     # Not `nnan` and `ninf`: whoever answers with those must not be accepted.
     allowed = {"reassoc", "contract", "nsz"}
     try:
-        return njit(nogil=True, fastmath=allowed, cache=True)(function)
+        return njit(nogil=True, fastmath=allowed, error_model="numpy", cache=True)(function)
     except RuntimeError:  # nowhere to keep what is compiled
-        return njit(nogil=True, fastmath=allowed, cache=False)(function)
+        return njit(nogil=True, fastmath=allowed, error_model="numpy", cache=False)(function)
+
+
+@_compiled
+def _weigh_two(weights: Any, x: Any, b: int, out: Any) -> None:
+    """out[k, b] = Σ_i weights[k, i] x[b, i], in float64, and the same of the next sample."""
+    rows, c = len(weights), min(b + 1, len(x) - 1)
+    for k in range(0, rows, 3):
+        m, n = min(k + 1, rows - 1), min(k + 2, rows - 1)
+        kb, mb, nb, kc, mc, nc = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for i in range(x.shape[1]):
+            one, other = np.float64(x[b, i]), np.float64(x[c, i])
+            kb += weights[k, i] * one
+            mb += weights[m, i] * one
+            nb += weights[n, i] * one
+            kc += weights[k, i] * other
+            mc += weights[m, i] * other
+            nc += weights[n, i] * other
+        out[k, b], out[m, b], out[n, b] = kb, mb, nb
+        out[k, c], out[m, c], out[n, c] = kc, mc, nc
+
+
+@_compiled
+def _square_two(weights: Any, x: Any, b: int, out: Any) -> None:
+    """out[k, b] = Σ_i weights[k, i] x[b, i]², in float32, and the same of the next sample."""
+    rows, none = len(weights), np.float32(0)
+    for d in (b, min(b + 1, len(x) - 1)):
+        for k in range(0, rows, 3):
+            m, n = min(k + 1, rows - 1), min(k + 2, rows - 1)
+            of_k, of_m, of_n = none, none, none
+            for i in range(x.shape[1]):
+                square = x[d, i] * x[d, i]
+                of_k += weights[k, i] * square
+                of_m += weights[m, i] * square
+                of_n += weights[n, i] * square
+            out[k, d], out[m, d], out[n, d] = of_k, of_m, of_n
 
 
 @_compiled
 def weigh(weights: Any, x: Any, out: Any) -> None:
     """out[k, b] = Σ_i weights[k, i] x[b, i], in float64."""
-    rows, batch, count = len(weights), len(x), x.shape[1]
-    for b in range(0, batch, 2):
-        c = min(b + 1, batch - 1)
-        for k in range(0, rows, 3):
-            m, n = min(k + 1, rows - 1), min(k + 2, rows - 1)
-            kb, mb, nb, kc, mc, nc = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-            for i in range(count):
-                one, other = np.float64(x[b, i]), np.float64(x[c, i])
-                kb += weights[k, i] * one
-                mb += weights[m, i] * one
-                nb += weights[n, i] * one
-                kc += weights[k, i] * other
-                mc += weights[m, i] * other
-                nc += weights[n, i] * other
-            out[k, b], out[m, b], out[n, b] = kb, mb, nb
-            out[k, c], out[m, c], out[n, c] = kc, mc, nc
+    for b in range(0, len(x), 2):
+        _weigh_two(weights, x, b, out)
 
 
 @_compiled
-def energy(weights: Any, x: Any, out: Any) -> None:
-    """out[k, b] = Σ_i weights[k, i] x[b, i]², in float32."""
-    rows, count = len(weights), x.shape[1]
-    for b in range(len(x)):
-        for k in range(0, rows, 3):
-            m, n = min(k + 1, rows - 1), min(k + 2, rows - 1)
-            of_k, of_m, of_n = np.float32(0), np.float32(0), np.float32(0)
-            for i in range(count):
-                square = x[b, i] * x[b, i]
-                of_k += weights[k, i] * square
-                of_m += weights[m, i] * square
-                of_n += weights[n, i] * square
-            out[k, b], out[m, b], out[n, b] = of_k, of_m, of_n
+def measure(weights: Any, spread: Any, x: Any, out: Any, energies: Any) -> None:
+    """The same, and energies[k, b] = Σ_i spread[k, i] x[b, i]², in float32."""
+    for b in range(0, len(x), 2):
+        _weigh_two(weights, x, b, out)
+        _square_two(spread, x, b, energies)
 
 
 @_compiled
@@ -79,8 +92,7 @@ def judge(
     z, variance, at_least, least, most = limits
     rows, some, batch = len(r), len(squares), len(y)
     ours, own = np.empty((rows, batch)), np.empty((some, batch), np.float32)
-    weigh(r, y, ours)
-    energy(squares, y, own)
+    measure(r, squares, y, ours, own)
     for b in range(batch):
         right = True
         for k in range(rows):
@@ -112,8 +124,7 @@ def correlate(secret: Any, parts: Any, own: Any, other: Any, image: Any, energie
     """image[k] = Σ_b (secret own_b)[k] other_b in float64, energies[p] = Σ_b (parts own_b²)[p] other_b² in float32."""
     rows, some, batch, count = len(secret), len(parts), len(own), other.shape[1]
     weighed, sizes = np.zeros((rows, batch + 3)), np.zeros((some, batch + 3), np.float32)
-    weigh(secret, own, weighed)
-    energy(parts, own, sizes)
+    measure(secret, parts, own, weighed, sizes)
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
         for k in range(rows):
@@ -144,3 +155,61 @@ def correlate(secret: Any, parts: Any, own: Any, other: Any, image: Any, energie
                         + sd * (of_d[i] * of_d[i])
                         + se * (of_e[i] * of_e[i])
                     )
+
+
+@_compiled
+def _move(rule: tuple[float, ...], images: tuple[Any, ...], moved: tuple[Any, Any], n: int, squares: Any) -> None:
+    """What a step makes of images n; squares are the means of what was, of momentum, gradient and change, squared."""
+    a, b, c, d, e, f = rule
+    squares[:] = 0
+    before, momenta, gradients, changes = squares[0], squares[1], squares[2], squares[3]
+    vectors = images[0].shape[1]
+    for k in range(vectors):
+        weight, momentum, gradient, start = images[0][n, k], images[1][n, k], images[2][n, k], images[3][n, k]
+        new_weight, new_momentum = moved[0][n, k], moved[1][n, k]
+        for i in range(len(weight)):
+            own, along = weight[i], a * momentum[i] + b * weight[i] + c * gradient[i]
+            after = own + d * own + e * along + f * gradient[i]
+            new_weight[i], new_momentum[i] = after, along
+            before[i] += own * own / vectors
+            momenta[i] += along * along / vectors
+            gradients[i] += gradient[i] * gradient[i] / vectors
+            changes[i] += (after - start[i]) * (after - start[i]) / vectors
+
+
+@_compiled
+def advance(
+    rule: tuple[float, ...],
+    errors: tuple[float, ...],
+    kept: tuple[float, ...],
+    gain: tuple[float, float, float, float],
+    images: tuple[Any, Any, Any, Any],
+    sizes: tuple[Any, Any, Any, Any, Any, Any],
+    moved: tuple[Any, Any],
+    after: tuple[Any, Any, Any, Any],
+) -> None:
+    """`images.Side.move`, number by number: images (n, k, b), sizes (n, b), with what devices may have strayed."""
+    a, b, c = abs(rule[0]), abs(rule[1]), abs(rule[2])
+    each, one_sided, terms, least = gain
+    squares = np.empty((4, images[0].shape[2]))
+    before, momenta, gradients, changes = squares[0], squares[1], squares[2], squares[3]
+    for n in range(len(images[0])):
+        _move(rule, images, moved, n, squares)
+        base, known, reach, spent = sizes[0][n], sizes[1][n], sizes[4][n], sizes[5][n]
+        of_weight, of_both, of_momentum = sizes[2][0, n], sizes[2][1, n], sizes[2][2, n]
+        slow, fast = sizes[3][0, n], sizes[3][1, n]
+        to_weight, to_both, to_momentum = after[0][0, n], after[0][1, n], after[0][2, n]
+        slower, faster, reaches, energies = after[1][0, n], after[1][1, n], after[2][n], after[3][n]
+        for i in range(len(base)):
+            size, of_sums = gradients[i], np.float64(spent[i])
+            gained = each * (of_sums + size) + one_sided * min(size / max(of_sums, least), terms) * size
+            w, x, m, s, f = of_weight[i], of_both[i], of_momentum[i], slow[i], fast[i]
+            to_weight[i] = errors[0] * w + errors[1] * x + errors[2] * m + errors[3] * gained
+            to_both[i] = errors[4] * w + errors[5] * x + errors[6] * m + errors[7] * gained
+            to_momentum[i] = errors[8] * w + errors[9] * x + errors[10] * m + errors[11] * gained
+            length, along = math.sqrt(known[i]), math.sqrt(size)
+            far = a * reach[i] + b * length + c * along
+            long, quick = max(math.sqrt(before[i]), length / 2), max(math.sqrt(momenta[i]), far / 8)
+            slower[i] = kept[0] * s + kept[1] * f + kept[2] * long + kept[3] * quick + kept[4] * along
+            faster[i] = kept[5] * s + kept[6] * f + kept[7] * long + kept[8] * quick + kept[9] * along
+            reaches[i], energies[i] = far, 2 * (base[i] + changes[i])

@@ -77,6 +77,9 @@ def expect(kernel: AnyKernel, secrets: Vectors, x: Tensor, positions: Sequence[i
         positions: space', empty for a dense product.
     """
     spread = _spread(kernel, secrets.v, x.shape[2:], positions)
+    found = compiled.measure(secrets.s, spread, x) if x.dim() == 2 else None
+    if found is not None:
+        return Expected(kernel, secrets, x, spread, *found)
     # Both at once, while the chunk is near the core.
     pairs = [(multiply(kernel, secrets.s, chunk, positions), _energy_of_inputs(spread, chunk)) for chunk in chunks(x)]
     product, energy = map(joined, zip(*pairs, strict=True))
@@ -141,9 +144,6 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _energy_of_inputs(spread: Tensor, x: Tensor) -> Tensor:
     """Return v x² in units of `unit`: (k, batch), in the precision of `spread` (k, inputs * positions)."""
-    found = compiled.energy(spread, x.flatten(1))
-    if found is not None:
-        return found
     squares = torch.square(x.to(spread.dtype), out=BUFFERS.take(spread.dtype, x.shape))
     return spread @ squares.flatten(1).T
 
@@ -151,9 +151,6 @@ def _energy_of_inputs(spread: Tensor, x: Tensor) -> Tensor:
 def _energy_of_outputs(r_squared: Tensor, y: Tensor) -> Tensor:
     """Return r² y²: (k, batch), in the precision of r_squared (k, outputs)."""
     if y.dim() == 2:
-        found = compiled.energy(r_squared, y)
-        if found is not None:
-            return found
         powers = torch.square(y.to(r_squared.dtype), out=BUFFERS.take(r_squared.dtype, y.shape))
     else:
         powers = torch.linalg.vector_norm(y.to(r_squared.dtype).flatten(2), dim=2).square_()

@@ -1,5 +1,6 @@
 """Compiled loops compute what PyTorch does; without numba, or for other numbers, they step aside."""
 
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from awfulowl import verification
+from awfulowl.arithmetic.descent import Descent
 from awfulowl.owner.policy import Policy
 from awfulowl.randomness import Entropy
 from awfulowl.verification import compiled
@@ -61,16 +63,15 @@ def test_integers_are_exact(shape: tuple[int, int, int], dtype: torch.dtype, see
     assert torch.equal(found.long(), weights @ x.long().T)
 
 
-@given(shapes, st.integers(0, 2**32))
-def test_energies_are_pytorchs(shape: tuple[int, int, int], seed: int) -> None:
+@given(shapes, st.integers(1, 7), st.integers(0, 2**32))
+def test_energies_are_pytorchs(shape: tuple[int, int, int], others: int, seed: int) -> None:
     rows, batch, channels = shape
-    x, weights = (
-        numbers((batch, channels), torch.float32, seed),
-        numbers((rows, channels), torch.float32, seed).square(),
-    )
-    found = compiled.energy(weights, x)
+    x, weights = numbers((batch, channels), torch.float32, seed), numbers((rows, channels), torch.float64, seed + 1)
+    spread = numbers((others, channels), torch.float32, seed + 2).square()
+    found = compiled.measure(weights, spread, x)
     assert found is not None
-    torch.testing.assert_close(found, weights @ x.square().T, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found[0], weights @ x.double().T, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(found[1], spread @ x.square().T, rtol=1e-5, atol=0)
 
 
 BOUNDS = compiled.Bounds(z=10.0, variance=1e-14, at_least=0.0, least=2.0**-90, most=2.0**120)
@@ -155,6 +156,34 @@ def test_training_sees_the_same(layer: Layer, seed: int) -> None:
         assert one.terms == other.terms
 
 
+RULES = [
+    Descent.sgd(0.1),
+    Descent.sgd(0.1, weight_decay=0.01, decoupled=True),
+    Descent.sgd(0.1, momentum=0.9),
+    Descent.sgd(0.1, momentum=0.9, dampening=0.5, weight_decay=0.01, nesterov=True),
+    Descent.sgd(0.1, momentum=0.9, first=True),
+]
+
+
+@some
+@given(layers(least_batch=1), st.lists(st.sampled_from(RULES), min_size=1, max_size=4), st.integers(0, 2**32))
+def test_steps_lead_to_the_same(layer: Layer, rules: list[Descent], seed: int) -> None:
+    """Images, energies, and what devices may have strayed, with momentum and without, one after the other."""
+    check = TrainingCheck([layer.weights], layer.grid, Entropy(1))
+    other = check.copy()
+    for number, rule in enumerate(rules):
+        dy = numbers(tuple(layer.y.shape), torch.float32, seed + number)
+        check.move(rule, [check.see(layer.x, dy)])
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            without(monkeypatch)
+            other.move(rule, [other.see(layer.x, dy)])
+    for one, same in zip((check._left, check._right), (other._left, other._right), strict=True):
+        torch.testing.assert_close((one.weight, one.momentum, one.energy), (same.weight, same.momentum, same.energy))
+        torch.testing.assert_close((one._noise, one._drag), (same._noise, same._drag), rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(one._reach, same._reach)
+    assert math.isclose(check.drift, other.drift, rel_tol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [Check, TrainingCheck])
 def test_only_little_arithmetic_waits_for_the_answer(kind: type[Check] | type[TrainingCheck]) -> None:
     """A dense product in compiled loops; anything else is done while devices multiply."""
@@ -171,9 +200,10 @@ def test_only_little_arithmetic_waits_for_the_answer(kind: type[Check] | type[Tr
 def test_what_is_not_finite_comes_out_as_it_should(value: float) -> None:
     x = torch.ones(3, 40)
     x[1, 17] = value
-    for found in (compiled.weigh(torch.ones(3, 40, dtype=torch.float64), x), compiled.energy(torch.ones(3, 40), x)):
-        assert found is not None
-        assert found.isfinite().all(dim=0).tolist() == [True, False, True]
+    found = compiled.measure(torch.ones(3, 40, dtype=torch.float64), torch.ones(3, 40), x)
+    assert found is not None
+    for sums in found:
+        assert sums.isfinite().all(dim=0).tolist() == [True, False, True]
 
 
 def test_opposite_infinities_are_no_number() -> None:
@@ -195,20 +225,21 @@ def test_opposite_infinities_are_no_number() -> None:
     ids=["transposed", "strided", "bfloat16", "float64", "another device"],
 )
 def test_other_numbers_are_left_to_pytorch(x: Tensor) -> None:
-    assert compiled.weigh(torch.ones(3, 6, dtype=torch.float64), x) is None
-    assert compiled.energy(torch.ones(3, 6), x) is None
+    secrets = torch.ones(3, 6, dtype=torch.float64)
+    assert compiled.weigh(secrets, x) is None
+    assert compiled.measure(secrets, torch.ones(3, 6), x) is None
 
 
 def test_gradients_are_no_hindrance() -> None:
     x = torch.ones(4, 6, requires_grad=True)
     assert compiled.weigh(torch.ones(3, 6, dtype=torch.float64), x) is not None
-    assert compiled.energy(torch.ones(3, 6), x) is not None
+    assert compiled.measure(torch.ones(3, 6, dtype=torch.float64), torch.ones(3, 6), x) is not None
 
 
 def test_nothing_is_compiled_before_it_is_asked_for() -> None:
     compiled._loops.clear()
     assert compiled.weigh(torch.ones(3, 6, dtype=torch.float64), torch.ones(4, 6)) is None
-    assert compiled.energy(torch.ones(3, 6), torch.ones(4, 6)) is None
+    assert compiled.measure(torch.ones(3, 6, dtype=torch.float64), torch.ones(3, 6), torch.ones(4, 6)) is None
 
 
 @pytest.fixture
@@ -237,7 +268,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_each_time(monkeypatch: pytest.
 
     monkeypatch.setattr(numba, "njit", nowhere)
     assert compiled.prepare()
-    assert kept == [True, False] * 5
+    assert kept == [True, False] * 9
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +313,7 @@ def test_what_does_not_fit_is_left_to_pytorch() -> None:
     secrets, some, few = torch.ones(3, 6, dtype=torch.float64), torch.ones(4, 6), torch.ones(3, 5)
     ones = torch.ones(3, 4)
     assert compiled.weigh(secrets, few) is None
-    assert compiled.energy(few, some) is None
+    assert compiled.measure(secrets, few, some) is None
     assert compiled.judge(secrets, few, some, ones.double(), ones, 1.0, BOUNDS) is None
     assert compiled.judge(secrets, secrets.float(), some, ones[:, :3].double(), ones, 1.0, BOUNDS) is None
     assert compiled.judge(secrets, secrets.float(), some, ones.double(), ones[:2], 1.0, BOUNDS) is None
