@@ -112,7 +112,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class NetworkCell(msgspec.Struct, frozen=True, kw_only=True, tag="network"):
-    """A network to be trained: the number of a victim, or of one that learned from the pirate's images only."""
+    """A network to be trained: the number of a victim, or of one that learned from public images only."""
 
     number: int
     public_only: bool = False

@@ -120,11 +120,7 @@ class Attack(ABC):
         Raises:
             InputError: a field of the threat model is not granted, or the scene is of another scope.
         """
-        lacking = scene.threat.lacking(self.needs)
-        if lacking:
-            raise InputError(
-                f"attack {self.name} needs {', '.join(lacking)}, which the threat model does not grant: set it there"
-            )
+        scene.threat.demand(f"attack {self.name}", self.needs)
         whole = not scene.threat.knows_other_layers
         if self.scope != "any" and whole != (self.scope == "model"):
             raise InputError(

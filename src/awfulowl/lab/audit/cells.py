@@ -15,7 +15,7 @@ from awfulowl.lab.audit.record import Graded, Record
 from awfulowl.lab.audit.workshop import Workshop
 from awfulowl.lab.files import write_whole
 from awfulowl.lab.request import AttackCell, Cell, DropCell, FloorCell, LineCell, NetworkCell, WarmCell, seed_of
-from awfulowl.lab.scenes.drawing import attackable, grids_of
+from awfulowl.lab.scenes.drawing import attackable, grids_of, public_images
 from awfulowl.lab.scenes.grading import compare, grade
 from awfulowl.lab.scenes.loot import Scene, held_share, seen_share
 from awfulowl.lab.scenes.threat import changed
@@ -166,12 +166,14 @@ def _drop(shop: Workshop, cell: DropCell, seed: int) -> Record:
 
 def _warm(shop: Workshop, cell: WarmCell, seed: int) -> Record:
     """Train from loot, or from scratch; both from the same fresh weights and in the same order."""
+    threat = shop.request.threat
+    threat.demand("a warm start", possession.WARM_NEEDS)
     victim = shop.network(cell.victim)
     grids = grids_of(victim.model, [*attackable(victim.model)], cell.block)
     seed = seed_of(shop.request, "warm", cell.victim)
     held = possession.withheld(grids, cell.share, cell.order, Entropy(seed_of(shop.request, cell)))
-    ledger = Ledger(flops=shop.budget(shop.request.threat, victim))
-    public = shop.data.public
+    ledger = Ledger(flops=shop.budget(threat, victim))
+    public = public_images(shop.data, threat)
     model = possession.warm_start(victim, held, public, seed, ledger, loot=cell.share > 0)
     found = compare(model, victim.answers, [*grids], validation=shop.data.validation, test=shop.data.test)
     return Record(seed=seed, graded=Graded.of(found), cost=ledger.cost())

@@ -34,7 +34,7 @@ from awfulowl.randomness import Entropy
 from awfulowl.results import versions
 
 _PUBLIC_ONLY: Final = 500
-"""Added to the numbers of networks that learn from the pirate's images only: they share no seed with the others."""
+"""Added to the numbers of networks that learn from public images only: they share no seed with the others."""
 _PUBLIC_EPOCHS: Final = 40
 _KEPT_SCENES: Final = 3
 

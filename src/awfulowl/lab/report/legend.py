@@ -18,8 +18,8 @@ LEGEND: Final[Mapping[str, str]] = {
     ),
     "foreign network, shuffled blocks, public-only network": (
         "Controls: the chosen attack, fed with blocks of a network that shares no seed with the victim; with the "
-        "victim's, their entries shuffled; with those of a network that learned from the pirate's images. What "
-        "they reach is no theft."
+        "victim's, their entries shuffled; with those of a network that learned from public images only. What they "
+        "reach is no theft."
     ),
     "block auto": (
         "Blocks have as many rows as columns: the largest of 256, 128, 64, 32 and 16 that gives the largest layer"

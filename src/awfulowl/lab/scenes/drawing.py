@@ -90,7 +90,7 @@ def draw(
             layer: _spoils(robbed, known, layer, grids[layer], places, threat, entropy)
             for layer, places in taken.items()
         },
-        public=_public(data, threat),
+        public=public_images(data, threat),
         validation=_labels(data.validation if threat.knows_inputs else _none(data.validation), threat),
         service=service,
         build=victim.kind.build,
@@ -269,7 +269,12 @@ def _renumbered(columns: Tensor, entropy: Entropy) -> Tensor:
     return torch.tensor(entropy.permutation(len(different)), dtype=torch.int64)[inverse]
 
 
-def _public(data: Split, threat: ThreatModel) -> Labelled:
+def public_images(data: Split, threat: ThreatModel) -> Labelled:
+    """Return the images that a pirate learns from, as many as it has; labels are -1 where it has none.
+
+    Raises:
+        InputError: the data hold less than the threat model says.
+    """
     if not threat.knows_inputs:
         return _none(data.public)
     there = len(data.public.labels)

@@ -80,6 +80,16 @@ class ThreatModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Return which of these fields are not granted, in order."""
         return tuple(sorted(field for field in needs if not self.grants(field)))
 
+    def demand(self, who: str, needs: Collection[str]) -> None:
+        """Refuse what needs more than is granted.
+
+        Raises:
+            InputError: a field is not granted; `who` needs it.
+        """
+        lacking = self.lacking(needs)
+        if lacking:
+            raise InputError(f"{who} needs {', '.join(lacking)}, which the threat model does not grant: set it there")
+
     def described(self) -> dict[str, str | int | float | bool | None]:
         """Return the fields by name."""
         found: dict[str, str | int | float | bool | None] = msgspec.to_builtins(self)

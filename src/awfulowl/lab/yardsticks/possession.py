@@ -22,6 +22,9 @@ DROPPED: Final = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1.0)
 """Shares of blocks that are missing, as in figure 6 of the founding paper and below."""
 WARM_SHARES: Final = (0.01, 0.1, 0.3, 0.5, 0.7, 0.9)
 
+WARM_NEEDS: Final = frozenset({"knows_architecture", "knows_inputs", "knows_labels", "public"})
+"""Fields of the threat model without which there is nothing to train on, from loot or from scratch."""
+
 _STEPS: Final = 100
 """Fewest of a warm start: a short training, since a long one forgets where it began."""
 _TUNING: Final = Schedule(epochs=6, batch=64, lr=0.02, momentum=0.9, weight_decay=5e-4, warmup=0.1)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+import torch
 
 from awfulowl.costs import Ledger
 from awfulowl.errors import InputError, ModelError
@@ -21,7 +22,7 @@ from awfulowl.lab.audit.workshop import Workshop
 from awfulowl.lab.report.headlines import headlines
 from awfulowl.lab.report.page import HTML
 from awfulowl.lab.report.schema import JSON, Report, read_report
-from awfulowl.lab.request import ORDERS, DropCell, NetworkCell, Request, make_request, seed_of
+from awfulowl.lab.request import ORDERS, DropCell, FloorCell, NetworkCell, Request, WarmCell, make_request, seed_of
 from awfulowl.lab.scenes.grading import Grade, compare
 from awfulowl.lab.scenes.loot import Scene
 from awfulowl.lab.scenes.threat import ThreatModel, make_threat
@@ -194,6 +195,43 @@ def test_possession_has_curves_scores_and_warm_starts(tmp_path: Path) -> None:
     scratch = [one for one in found.warm if one.share == 0]
     assert all(one.gain == 0 for one in scratch)
     assert {path.stem for path in tmp_path.glob("*.svg")} >= {"drop-curves", "layer-scores", "warm-start"}
+
+
+@pytest.mark.parametrize(
+    ("threat", "lacking"),
+    [
+        ({"public": 0}, "public"),
+        ({"knows_labels": False}, "knows_labels"),
+        ({"knows_inputs": False}, "knows_inputs, public"),
+        ({"knows_architecture": False}, "knows_architecture"),
+    ],
+)
+def test_a_pirate_that_cannot_train_starts_from_nothing(tmp_path: Path, threat: dict[str, Any], lacking: str) -> None:
+    report = run_once(tmp_path, possession=True, victims=1, shuffles=1, attacks=["norms"], threat=threat)
+    assert report.possession.warm == ()
+    assert report.possession.dropped  # no knowledge is needed for what only the owner can measure
+    why = [one.why for one in report.missing if one.what.startswith("warm start")]
+    assert why == [f"a warm start needs {lacking}, which the threat model does not grant: set it there"]
+
+
+def test_a_warm_start_learns_from_the_pirate_s_images_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Workshop(request(threat={"public": 50}), tmp_path, _folder())
+    learned: list[Labelled] = []
+
+    def watched(victim: Any, held: Any, public: Labelled, *others: Any, **more: Any) -> Any:
+        learned.append(public)
+        return warm_start(victim, held, public, *others, **more)
+
+    warm_start = possession.warm_start
+    monkeypatch.setattr(possession, "warm_start", watched)
+    for share in (0.0, 0.5):
+        record = cells.work(shop, WarmCell(victim=0, block=16, share=share, order="random"))
+        assert record.graded is not None
+    scene, _ = shop.floor_scene(FloorCell(setting="layer", victim=0, floor="F1 all layers"))
+    for public in learned:
+        assert len(public.labels) == 50
+        assert torch.equal(public.inputs, scene.public.inputs)
+        assert torch.equal(public.labels, scene.public.labels)
 
 
 def test_drop_curves_look_at_all_classes_of_data_that_are_sorted(

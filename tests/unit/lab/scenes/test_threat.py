@@ -65,6 +65,13 @@ def test_what_is_granted_and_what_is_lacking() -> None:
     assert ThreatModel(share=0.3, snapshots=2).grants("snapshots")
 
 
+def test_what_is_needed_and_not_granted_is_refused_by_name() -> None:
+    threat = ThreatModel(share=0.3, public=0, knows_labels=False)
+    threat.demand("a thief", {"queries", "knows_inputs"})
+    with pytest.raises(InputError, match=r"^a thief needs knows_labels, public, which the threat model does not grant"):
+        threat.demand("a thief", {"queries", "public", "knows_labels"})
+
+
 def test_unknown_fields_are_refused_everywhere() -> None:
     threat = ThreatModel(share=0.3)
     with pytest.raises(InputError, match="no field 'luck'; there are share"):
