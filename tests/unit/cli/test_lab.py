@@ -12,7 +12,7 @@ from awfulowl.cli.attack import EXAMPLES, attack
 from awfulowl.cli.lab_options import VICTIMS, parse_blocks
 from awfulowl.errors import InputError
 from awfulowl.lab.attacks.catalogue import ATTACKS
-from awfulowl.lab.report.schema import JSON, read_report
+from awfulowl.lab.report.schema import JSON, VERSION, read_report
 from awfulowl.lab.victims.kinds import KINDS
 from tests.unit.cli.conftest import Owl
 
@@ -53,7 +53,7 @@ def test_an_audit_writes_its_report_and_goes_on_where_it_ended(
     report = read_report(tmp_path / "out")
     assert {row.attack for row in report.rows} == {"norms", "greedy"}
     assert report.missing == ()
-    assert json.loads((tmp_path / "numbers.json").read_text())["version"] == 2
+    assert json.loads((tmp_path / "numbers.json").read_text())["version"] == VERSION
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("attack*")}
     assert owl(*words).code == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("attack*")} == times

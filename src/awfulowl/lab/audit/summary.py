@@ -235,11 +235,15 @@ def _judgement(
 
 def _control(tables: Tables, spot: Spot, name: str, own: Group, group: Group) -> Control:
     placed = accuracy(answers(group), tables.entropy("control", name, spot))
+    ends = [completed(record) for record in flattened(group)]
     return Control(
         name=name,
+        positions_right=mean_of(ends, lambda one: one.positions_right),
         accuracy=placed.value,
         interval=placed.interval,
         completed=measured(accuracy(answers(group, completed), tables.entropy("completed control", name, spot))),
+        agreement=fmean(one.agreement for one in ends),
+        cosine=fmean(one.cosine for one in ends),
         difference=measured(
             difference(answers(own, completed), answers(group, completed), tables.entropy("over", name, spot))
         ),

@@ -191,6 +191,9 @@ def _control(control: Control) -> Cells:
     return Cells(
         kind="control",
         name=f"control: {control.name}{verdict}",
+        both=percent(control.positions_right),
         placed=_with(percent(control.accuracy), interval(control.interval)),
         completed=_with(percent(control.completed.value), interval(control.completed.interval)),
+        agreement=percent(control.agreement),
+        cosine=f"{control.cosine:.2f}",
     )

@@ -11,7 +11,7 @@ from awfulowl.lab.yardsticks.verdict import Word
 from awfulowl.limits import MIB
 from awfulowl.results import Interval
 
-VERSION: Final = 2
+VERSION: Final = 3
 JSON: Final = "report.json"
 _MOST_BYTES: Final = 64 * MIB
 
@@ -96,12 +96,18 @@ class Row(Strict, frozen=True, kw_only=True):
 
 
 class Control(Strict, frozen=True, kw_only=True):
-    """Blocks of no worth, through the pipeline of the chosen attack, and the verdict that they get."""
+    """Blocks of no worth, through the pipeline of the chosen attack, and the verdict that they get.
+
+    Agreement and cosine are with the victim, of the completed network; positions are those that the blocks came from.
+    """
 
     name: str
+    positions_right: float | None
     accuracy: float
     interval: Interval
     completed: Measured
+    agreement: float
+    cosine: float
     difference: Measured
     """What the victim's blocks have over them."""
     verdict: Word | None = None

@@ -21,7 +21,7 @@ from awfulowl.lab.audit.running import CELLS, Conditions, audit, run
 from awfulowl.lab.audit.workshop import Workshop
 from awfulowl.lab.report.headlines import headlines
 from awfulowl.lab.report.page import HTML
-from awfulowl.lab.report.schema import JSON, Report, read_report
+from awfulowl.lab.report.schema import JSON, VERSION, Report, read_report
 from awfulowl.lab.request import ORDERS, DropCell, FloorCell, NetworkCell, Request, WarmCell, make_request, seed_of
 from awfulowl.lab.scenes.grading import Grade, compare
 from awfulowl.lab.scenes.loot import Scene
@@ -109,7 +109,7 @@ def test_the_choice_does_not_hang_on_draws_that_only_the_chosen_gets(monkeypatch
 def test_the_report_has_rows_lines_floors_and_a_verdict() -> None:
     report, folder = finished()
     found = json.loads((folder / JSON).read_text())
-    assert found["version"] == 2
+    assert found["version"] == VERSION == 3
     assert {row["attack"] for row in found["rows"]} == {"random", "norms"}
     assert all(row.keys() >= FIELDS | MORE_FIELDS for row in found["rows"])
     assert [line["name"] for line in found["lines"]] == list(lines.LINES)
@@ -123,6 +123,12 @@ def test_the_report_has_rows_lines_floors_and_a_verdict() -> None:
     assert judgement.attack == "norms"
     assert {control.name for control in judgement.controls} == set(lines.CONTROLS)
     assert next(one.verdict for one in judgement.controls if one.name == lines.FOREIGN) != "advantage"
+    row = next(row for row in report.rows if row.attack == judgement.attack)
+    assert row.cosine > 0.3
+    for control in judgement.controls:
+        assert control.positions_right is not None
+        assert abs(control.cosine) < 0.2
+        assert control.agreement < row.agreement
     assert judgement.verdict != "advantage"  # two victims and two draws are too few in any case
     assert report.missing == ()
     assert report.finished

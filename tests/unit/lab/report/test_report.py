@@ -10,7 +10,7 @@ from awfulowl.lab.attacks.catalogue import ATTACKS
 from awfulowl.lab.report.headlines import headlines
 from awfulowl.lab.report.legend import LEGEND
 from awfulowl.lab.report.page import page
-from awfulowl.lab.report.schema import Control, Judgement, Line, Measured, Possession, Report, Row, Score
+from awfulowl.lab.report.schema import VERSION, Control, Judgement, Line, Measured, Possession, Report, Row, Score
 from awfulowl.lab.report.words import hours, interval, operations, percent, points, seconds
 from awfulowl.lab.request import make_request
 from awfulowl.lab.scenes.threat import ThreatModel
@@ -90,14 +90,17 @@ def report(verdict: Word = "advantage", **more: object) -> Report:
                 name="foreign network",
                 accuracy=0.1,
                 interval=Interval(0.0, 0.2),
+                positions_right=0.02,
                 completed=Measured(value=0.6, interval=AROUND),
+                agreement=0.61,
+                cosine=-0.013,
                 difference=Measured(value=0.1, interval=AROUND),
                 verdict="no advantage",
             ),
         ),
     )
     found = Report(
-        version=2,
+        version=VERSION,
         request=make_request({"model": "<b>digits", "data": "digits"}, ThreatModel(share=0.3)),
         layers={"layer": ("hidden",)},
         test_images=359,
@@ -187,6 +190,13 @@ def test_the_page_gives_every_interval_that_is_known() -> None:
     assert "95.0 % [90.0 %, 97.0 %]" in found  # columns
     assert "<td>95.0 %</td>" in found  # rows, of a single draw
     assert "50.0 % <small>[60.0 %, 80.0 %]" in found  # a layer's floor
+
+
+def test_the_page_shows_what_controls_have_in_common_with_the_victim() -> None:
+    (control,) = re.findall(r'<tr class="kind-control">(.*)</tr>', page(report(), []))
+    cells = re.findall("<td>([^<]*)</td>", control)
+    assert cells[:2] == ["control: foreign network, judged: no advantage", "2.0 %"]
+    assert cells[7:9] == ["61.0 %", "-0.01"]
 
 
 def test_the_page_explains_its_words() -> None:
