@@ -17,7 +17,7 @@ from awfulowl.lab.files import write_whole
 from awfulowl.lab.request import AttackCell, Cell, DropCell, FloorCell, LineCell, NetworkCell, WarmCell, seed_of
 from awfulowl.lab.scenes.drawing import attackable, grids_of, public_images
 from awfulowl.lab.scenes.grading import compare, grade
-from awfulowl.lab.scenes.loot import Scene, held_share, seen_share
+from awfulowl.lab.scenes.loot import Scene, held_share, largest_block, seen_share
 from awfulowl.lab.scenes.threat import changed
 from awfulowl.lab.victims.data import some
 from awfulowl.lab.victims.fitting import OnEpoch
@@ -103,10 +103,11 @@ def _record(outcome: Outcome, scene: Scene) -> Record:
 
 
 def _taken(record: Record, scene: Scene) -> Record:
-    """Return a record with the shares of attacked weights that are held, and of their inputs that are seen."""
+    """Return a record with what was taken: shares of attacked weights and of their inputs, and the size of blocks."""
     size = {layer: math.prod(spoils.grid.shape) for layer, spoils in scene.layers.items()}
     held = sum(size[layer] * held_share(spoils) for layer, spoils in scene.layers.items()) / sum(size.values())
-    return structs.replace(record, held=held, seen=seen_share(scene.service.seen))
+    largest = max((largest_block(spoils.grid) for spoils in scene.layers.values()), key=math.prod)
+    return structs.replace(record, held=held, seen=seen_share(scene.service.seen), block_size=largest)
 
 
 def _line(shop: Workshop, cell: LineCell, seed: int) -> Record:

@@ -60,7 +60,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What came of a cell: numbers, or why there are none.
 
     `graded` is the network as it was recovered, `completed` the one that the pirate ends with, made in the way `way`.
-    `held` is the share of the attacked weights that is held, `seen` that of their inputs that is seen.
+    `held` is the share of the attacked weights that is held, `seen` that of their inputs that is seen, `block_size` the
+    rows and columns of their largest block.
     """
 
     seed: int
@@ -73,6 +74,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     completion_cost: dict[str, float] = {}
     held: float | None = None
     seen: float | None = None
+    block_size: tuple[int, int] | None = None
 
 
 class Store:

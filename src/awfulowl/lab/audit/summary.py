@@ -1,5 +1,6 @@
 """The tables of a report: floors, lines, attacks, verdicts with their controls, possession."""
 
+import math
 from itertools import product
 from statistics import fmean
 from typing import Final
@@ -142,6 +143,7 @@ def _row(shop: Workshop, tables: Tables, spot: Spot, name: str, group: Group, fl
         layers=shop.layers(spot.setting),
         share=spot.share or 0.0,
         block="auto" if spot.block is None else spot.block,
+        block_size=_block_size(group),
         held=fmean(record.held or 0.0 for record in flat),
         seen=fmean(record.seen or 0.0 for record in flat),
         positions_right=mean_of(graded, lambda one: one.positions_right),
@@ -168,6 +170,11 @@ def _row(shop: Workshop, tables: Tables, spot: Spot, name: str, group: Group, fl
         gpu_hours=cost(flat, "gpu_hours"),
         seeds=tuple(record.seed for record in flat),
     )
+
+
+def _block_size(group: Group) -> tuple[int, int]:
+    """Return rows and columns of the largest blocks; all victims and draws are cut alike."""
+    return max((record.block_size or (0, 0) for record in flattened(group)), key=math.prod)
 
 
 def chosen_attack(shop: Workshop, tables: Tables, spot: Spot) -> str | None:
@@ -223,6 +230,7 @@ def _judgement(
         setting=spot.setting,
         share=spot.share or 0.0,
         block="auto" if spot.block is None else spot.block,
+        block_size=_block_size(own),
         attack=name,
         floor=floor[0],
         verdict=verdict.word,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from awfulowl.errors import InputError
 from awfulowl.lab.files import write_whole
 from awfulowl.lab.report.schema import Judgement, Line, Report, Row
+from awfulowl.lab.report.words import block
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,7 +139,8 @@ def _largest(report: Report, line: Line) -> bool:
 
 
 def _where(judgement: Judgement) -> str:
-    return f"{judgement.setting}, share {judgement.share:g}, block {judgement.block}"
+    cut = block(judgement.block, judgement.block_size)
+    return f"{judgement.setting}, share {judgement.share:g}, block {cut}"
 
 
 def _floors(report: Report) -> Figure | None:

@@ -23,7 +23,7 @@ LEGEND: Final[Mapping[str, str]] = {
     ),
     "block auto": (
         "Blocks have as many rows as columns: the largest of 256, 128, 64, 32 and 16 that gives the largest layer"
-        " 64 blocks or more."
+        " 64 blocks or more. In brackets the rows and columns of the largest block that came of it."
     ),
     "blocks in place, rows, columns": "Shares of held blocks in their true place, block row and block column.",
     "as placed, completed": (

@@ -140,7 +140,8 @@ def _part(report: Report, spot: tuple[str, float | None, Any], training: float) 
     rows += [_line("floor", one, training) for one in report.floors if one.setting == setting]
     rows += [_attack(row) for row in sorted(held, key=lambda row: -row.completed.value)]
     rows += [_control(one) for one in (judgement.controls if judgement else ())]
-    title = f"{what}: share {100 * (share or 0):g} %, block {block}{holding}"
+    cut = words.block(block, held[0].block_size) if held else block
+    title = f"{what}: share {100 * (share or 0):g} %, block {cut}{holding}"
     return Part(title, report.layers.get(setting, ()), judgement, rows)
 
 

@@ -59,7 +59,8 @@ class Row(Strict, frozen=True, kw_only=True):
     `accuracy` is that of the network as the attack leaves it, with zeros where nothing is held, and `completed` that of
     the one that the pirate ends with: holes filled from floor F1, and tuned. `advantage` is what the completed network
     has over the best floor, paired. Shares of positions are of held blocks, None for attacks that place none,
-    and their intervals None for a single draw.
+    and their intervals None for a single draw. `block` is what was asked for, `block_size` the rows and columns of the
+    largest block that came of it.
     """
 
     attack: str
@@ -68,6 +69,7 @@ class Row(Strict, frozen=True, kw_only=True):
     layers: tuple[str, ...]
     share: float
     block: str | int
+    block_size: tuple[int, int]
     held: float
     seen: float
     positions_right: float | None
@@ -120,6 +122,7 @@ class Judgement(Strict, frozen=True, kw_only=True):
     setting: str
     share: float
     block: str | int
+    block_size: tuple[int, int]
     attack: str
     floor: str
     verdict: Word

@@ -47,7 +47,13 @@ def seconds(number: float) -> str:
     return f"{number:.2g}" if number < 10 else f"{number:.0f}"
 
 
+def block(asked: str | int, size: tuple[int, int]) -> str:
+    """Return what block was asked for, and its rows and columns where that does not say them."""
+    rows, columns = size
+    return str(asked) if asked == rows == columns else f"{asked} ({rows} x {columns})"
+
+
 def where(judgement: Judgement) -> str:
     """Return what a part of the tables is about."""
     what = "One layer" if judgement.setting == "layer" else "Whole model"
-    return f"{what}, share {100 * judgement.share:g} %, block {judgement.block}"
+    return f"{what}, share {100 * judgement.share:g} %, block {block(judgement.block, judgement.block_size)}"

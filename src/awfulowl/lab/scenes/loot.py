@@ -75,6 +75,13 @@ def block_shape(grid: Grid, row: int, column: int) -> tuple[int, ...]:
     return (down.stop - down.start, across.stop - across.start, *grid.size)
 
 
+def largest_block(grid: Grid) -> tuple[int, int]:
+    """Return the rows and columns of the largest block of a grid; others are smaller where it is ragged."""
+    shapes = [block_shape(grid, row, column) for row, column in positions(grid).tolist()]
+    rows, columns, *_ = max(shapes, key=math.prod)
+    return rows, columns
+
+
 def cut_blocks(weight: Tensor, grid: Grid, places: Tensor) -> tuple[Tensor, ...]:
     """Return copies of the blocks at places (k, 2) of weights (outputs, inputs / groups, *size), as float32."""
     return tuple(

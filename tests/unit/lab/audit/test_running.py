@@ -160,6 +160,15 @@ def test_finished_rows_are_not_done_again() -> None:
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
 
 
+@pytest.mark.parametrize("taking", ["blocks", "columns"])
+def test_the_report_says_what_size_auto_came_to(tmp_path: Path, taking: str) -> None:
+    fields = {"blocks": ["auto"], "taking": taking, "victims": 1, "shuffles": 1, "attacks": ["norms"]}
+    report = run_once(tmp_path, **fields)
+    (row,), (judgement,) = report.rows, report.judgements
+    assert (row.block, row.block_size) == (judgement.block, judgement.block_size) == ("auto", (16, 16))
+    assert "block auto (16 x 16)" in (tmp_path / HTML).read_text()
+
+
 def test_an_interrupted_audit_says_what_is_missing_and_goes_on_to_equal_numbers(tmp_path: Path) -> None:
     calls = iter(range(10**6))
     half = run_once(tmp_path, stop=lambda: next(calls) > 30)

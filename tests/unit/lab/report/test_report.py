@@ -11,7 +11,7 @@ from awfulowl.lab.report.headlines import headlines
 from awfulowl.lab.report.legend import LEGEND
 from awfulowl.lab.report.page import page
 from awfulowl.lab.report.schema import VERSION, Control, Judgement, Line, Measured, Possession, Report, Row, Score
-from awfulowl.lab.report.words import hours, interval, operations, percent, points, seconds
+from awfulowl.lab.report.words import block, hours, interval, operations, percent, points, seconds
 from awfulowl.lab.request import make_request
 from awfulowl.lab.scenes.threat import ThreatModel
 from awfulowl.lab.yardsticks.floors import floors
@@ -30,6 +30,7 @@ def row(name: str, positions: float | None, flops: float) -> Row:
         layers=("hidden",),
         share=0.3,
         block=32,
+        block_size=(32, 32),
         held=0.3,
         seen=0.3,
         positions_right=positions,
@@ -79,6 +80,7 @@ def report(verdict: Word = "advantage", **more: object) -> Report:
         setting="layer",
         share=0.3,
         block=32,
+        block_size=(32, 32),
         attack="norms",
         floor="F1 <missing>",
         verdict=verdict,
@@ -197,6 +199,20 @@ def test_the_page_shows_what_controls_have_in_common_with_the_victim() -> None:
     cells = re.findall("<td>([^<]*)</td>", control)
     assert cells[:2] == ["control: foreign network, judged: no advantage", "2.0 %"]
     assert cells[7:9] == ["61.0 %", "-0.01"]
+
+
+def test_what_auto_stands_for_is_said_wherever_a_block_is() -> None:
+    assert [block("auto", (16, 16)), block(64, (64, 64)), block(64, (64, 13))] == [
+        "auto (16 x 16)",
+        "64",
+        "64 (64 x 13)",
+    ]
+    whole = report()
+    rows = tuple(replace(one, block="auto", block_size=(16, 16)) for one in whole.rows)
+    judgements = tuple(replace(one, block="auto", block_size=(16, 16)) for one in whole.judgements)
+    found = page(replace(whole, rows=rows, judgements=judgements), [])
+    assert "<h2>One layer between known ones: share 30 %, block auto (16 x 16);" in found
+    assert "One layer, share 30 %, block auto (16 x 16): the chosen attack" in found
 
 
 def test_the_page_explains_its_words() -> None:

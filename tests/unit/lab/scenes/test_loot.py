@@ -18,6 +18,7 @@ from awfulowl.lab.scenes.loot import (
     cut_blocks,
     held_share,
     input_channels,
+    largest_block,
     positions,
     seen_share,
     span,
@@ -41,6 +42,16 @@ def test_blocks_put_back_in_their_places_are_the_weights(
     spoils = Spoils(grid=grid, blocks=cut_blocks(weight, grid, places))
     assert torch.equal(assemble(spoils, places), weight)
     assert held_share(spoils) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "largest"), [((64, 48), 16, (16, 16)), ((10, 64), 16, (10, 16)), ((20, 5), (16, 2), (16, 2))]
+)
+def test_the_largest_block_says_how_a_layer_was_cut(
+    shape: tuple[int, int], block: int | tuple[int, int], largest: tuple[int, int]
+) -> None:
+    assert largest_block(make_grid(shape, Dense(), 1, block=block)) == largest
+    assert largest_block(make_grid((*shape, 3, 3), NATIVE, 1, block=block)) == largest
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
