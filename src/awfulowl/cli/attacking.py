@@ -112,8 +112,7 @@ def _cells(shop: Workshop) -> list[tuple[str, Cell]]:
             continue
         found += [("floor", FloorCell(setting=setting, victim=0, floor=name)) for name in floor_names(setting)]
         for place in places(shop, setting):
-            names = [name for name in lines.LINES if setting == "layer" or name != lines.CEILING]
-            found += [("line", LineCell(place=place, name=name)) for name in names]
+            found += [("line", LineCell(place=place, name=name)) for name in lines.LINES]
             found += [("attack", AttackCell(place=place, attack=name)) for name in attacks_of(shop, setting)]
     return found
 

@@ -11,13 +11,14 @@ from safetensors.torch import save
 from awfulowl.costs import Ledger, SpentError
 from awfulowl.errors import InputError, LocalError
 from awfulowl.lab.attacks.base import Outcome
+from awfulowl.lab.attacks.whole_model import HintsAndBlocks
 from awfulowl.lab.audit.record import Graded, Record
 from awfulowl.lab.audit.workshop import Workshop
 from awfulowl.lab.files import write_whole
 from awfulowl.lab.request import AttackCell, Cell, DropCell, FloorCell, LineCell, NetworkCell, WarmCell, seed_of
 from awfulowl.lab.scenes.drawing import attackable, grids_of, public_images
 from awfulowl.lab.scenes.grading import compare, grade
-from awfulowl.lab.scenes.loot import Scene, held_share, largest_block, seen_share
+from awfulowl.lab.scenes.loot import Scene, Truth, held_share, largest_block, seen_share
 from awfulowl.lab.scenes.threat import changed
 from awfulowl.lab.victims.data import some
 from awfulowl.lab.victims.fitting import OnEpoch
@@ -112,9 +113,18 @@ def _taken(record: Record, scene: Scene) -> Record:
 
 def _line(shop: Workshop, cell: LineCell, seed: int) -> Record:
     scene, truth = shop.scene(cell.place)
-    if cell.name != lines.CEILING:
-        return _taken(Record(seed=seed, graded=Graded.of(lines.line(cell.name, scene, truth, seed))), scene)
-    ledger = Ledger(flops=shop.budget(scene.threat, shop.network(cell.place.victim)))
+    if cell.name == lines.CEILING:
+        return _ceiling(shop, cell, (scene, truth), seed)
+    return _taken(Record(seed=seed, graded=Graded.of(lines.line(cell.name, scene, truth, seed))), scene)
+
+
+def _ceiling(shop: Workshop, cell: LineCell, drawn: tuple[Scene, Truth], seed: int) -> Record:
+    """Tell a pirate the true positions: it completes a layer as attacks do, and of a whole model learns the rest."""
+    scene, truth = drawn
+    ledger = Ledger(flops=shop.budget(scene.threat, shop.network(cell.place.victim)), queries=scene.threat.queries)
+    if cell.place.setting == "model":
+        # Floor weights in the holes would be of other hidden units than the blocks beside them.
+        return _record(HintsAndBlocks(positions=truth.positions)(scene, truth, seed=seed, budget=ledger), scene)
     recovery = lines.true_positions(truth)
     completed = complete(scene, recovery, shop.fill(cell.place), ledger, seed)
     found = grade(completed.model, recovery.placements, scene, truth)

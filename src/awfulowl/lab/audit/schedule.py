@@ -89,7 +89,6 @@ def line_cells(shop: Workshop) -> list[Cell]:
         for setting in settings(shop)
         for place in places(shop, setting)
         for name in lines.LINES
-        if setting == "layer" or name != lines.CEILING
     ]
 
 

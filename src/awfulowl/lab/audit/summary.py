@@ -77,8 +77,6 @@ def standard_lines(shop: Workshop, tables: Tables) -> list[Line]:
     found = []
     for spot in spots(shop):
         for name in lines.LINES:
-            if spot.setting == "model" and name == lines.CEILING:
-                continue
             cells = [
                 [LineCell(place=place, name=name) for place in shuffles]
                 for shuffles in spot.places(shop.request, shop.victims)

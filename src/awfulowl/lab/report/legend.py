@@ -6,7 +6,8 @@ from typing import Final
 LEGEND: Final[Mapping[str, str]] = {
     "victim, zeroed, random positions, true positions, ceiling": (
         "Standard lines: the network that was robbed; the same with zeros for what was attacked; the held blocks "
-        "put anywhere; in their true places; and there, with the holes filled and tuned."
+        "put anywhere; in their true places; and there, with the holes filled and tuned, or, of a whole model, with "
+        "the rest learned from answers and from what was seen."
     ),
     "F1, F2, F3": (
         "Floors: what a pirate reaches without any device. F1 learns from public images alone, the missing layers"

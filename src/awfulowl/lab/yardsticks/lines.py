@@ -30,7 +30,7 @@ OTHER_FOREIGN: Final = "another foreign network"
 
 
 def line(name: str, scene: Scene, truth: Truth, seed: int) -> Grade:
-    """Return how right the network of a line is; all but the ceiling, which is trained (see `completion`).
+    """Return how right the network of a line is; all but the ceiling, which is trained (see `audit.cells`).
 
     Raises:
         KeyError: there is no such line.

@@ -189,6 +189,24 @@ def test_attacks_that_lack_knowledge_are_missing_by_name(tmp_path: Path) -> None
     assert "surrogate" in (tmp_path / HTML).read_text()
 
 
+def test_a_whole_model_has_a_ceiling_too(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"victims": 1, "shuffles": 1, "attacks": ["hints"], "public": [], "taking": "scattered"}
+    threat = {"knows_other_layers": False, "compute": 1.0}
+    report = run_once(tmp_path / "seeing", **fields, threat=threat)
+    found = {line.name: line for line in report.lines}
+    assert [*found] == list(lines.LINES)
+    ceiling = found[lines.CEILING]
+    assert ceiling.positions_right == 1.0
+    assert ceiling.flops > 0
+    assert ceiling.queries == 300
+    assert ceiling.accuracy > found[lines.TRUE].accuracy + 0.2
+    assert ceiling.cosine > found[lines.RANDOM].cosine + 0.2
+    blind = run_once(tmp_path / "blind", **fields, threat={**threat, "sees_inputs": False})
+    assert [line.name for line in blind.lines] == [name for name in lines.LINES if name != lines.CEILING]
+    (missing,) = [one for one in blind.missing if one.what.startswith(f"line {lines.CEILING}")]
+    assert "needs sees_inputs, which the threat model does not grant" in missing.why
+
+
 def test_without_public_data_there_is_no_floor_and_no_number(tmp_path: Path) -> None:
     report = run_once(tmp_path, threat={"public": 0}, attacks=["random", "norms"])
     assert report.rows == ()
