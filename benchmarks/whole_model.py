@@ -1,12 +1,14 @@
 """What is stolen beyond the blocks of one layer: a whole model, a layer from its traffic, how fine is fine enough.
 
     python -m benchmarks.whole_model [--quick] [--cifar PATH] [--only PART ...] [--seeds 1 2 3] [--json FILE]
+    python -m benchmarks.whole_model --only --read FILE ...
 
 cut: a share of .3 of a whole network, scattered blocks against whole columns on 20 devices, with the floors and a
-foreign network through the same pipeline; wants CIFAR-10 (without --cifar: digits). layer: least squares on the seen
-inputs and outputs of one convolution, against the number of queries and the share that is seen. granularity: how often
-one right block shows, and what the cheapest attack costs, by the size of blocks. shapes: what coalitions
-see of the network, by the shape of the plan; nothing is trained.
+foreign network through the same pipeline, and what each has over the others, paired by seeds and test images; wants
+CIFAR-10 (without --cifar: digits). Runs that were made one by one are summed up together with --read. layer: least
+squares on the seen inputs and outputs of one convolution, against the number of queries and the share that is seen.
+granularity: how often one right block shows, and what the cheapest attack costs, by the size of blocks. shapes: what
+coalitions see of the network, by the shape of the plan; nothing is trained.
 
 Victims are trained once and kept in the user's cache.
 """
@@ -15,17 +17,19 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from awfulowl.costs import TRAINING, Ledger
 from awfulowl.lab.attacks.base import Attack, Outcome
 from awfulowl.lab.attacks.class_means import ClassMeans
+from awfulowl.lab.attacks.frank_wolfe import FrankWolfe
 from awfulowl.lab.attacks.norms import Norms
 from awfulowl.lab.attacks.surrogate import SurrogateWithNorms
 from awfulowl.lab.attacks.whole_model import Hints, HintsAndBlocks
@@ -141,9 +145,19 @@ def cut_row(shape: str, name: str, seed: int, scene: Scene, outcome: Outcome, pa
     }
 
 
+Answers = dict[int, Tensor]
+"""Which test images (n,) are right, by seed."""
+
+COMPARED = [
+    (("scattered", "hints-and-blocks"), ("columns", "hints-and-blocks")),
+    (("scattered", "hints-and-blocks"), ("scattered", "hints-foreign")),
+]
+"""What the advantage of scattered blocks falls by: with whole columns, and without this network's own activations."""
+
+
 def advantages(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield for each attack its mean accuracy, and what that is above the better form of F2."""
-    named: dict[tuple[str, str], dict[int, Tensor]] = {}
+    """Yield for each attack its mean accuracy, and what that is above the better form of F2; then `COMPARED`."""
+    named: dict[tuple[str, str], Answers] = {}
     for row in rows:
         named.setdefault((row["shape"], row["attack"]), {})[row["seed"]] = row["right"].double()
     floors = [found for (_, name), found in named.items() if name.startswith("F2")]
@@ -152,9 +166,18 @@ def advantages(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         accuracy = float(torch.stack([*found.values()]).mean())
         summary: dict[str, Any] = {"part": "cut", "shape": shape, "attack": name, "accuracy": accuracy, "n": len(found)}
         if best is not None and best.keys() >= found.keys():
-            differences = torch.stack([found[seed] - best[seed] for seed in found])
-            summary |= {"advantage": float(differences.mean()), "interval": paired(differences)}
+            summary |= difference("advantage", found, best)
         yield summary
+    for one, other in COMPARED:
+        if one in named and other in named and named[one].keys() == named[other].keys():
+            names = {"part": "cut", "shape": one[0], "attack": one[1], "over": " ".join(other), "n": len(named[one])}
+            yield {**names, **difference("difference", named[one], named[other])}
+
+
+def difference(what: str, found: Answers, other: Answers) -> dict[str, Any]:
+    """Return the mean difference of accuracy at the seeds of the first, with its paired interval."""
+    differences = torch.stack([found[seed] - other[seed] for seed in found])
+    return {what: float(differences.mean()), "interval": paired(differences)}
 
 
 def paired(differences: Tensor, seed: int = 0) -> tuple[float, float]:
@@ -170,10 +193,31 @@ def paired(differences: Tensor, seed: int = 0) -> tuple[float, float]:
 
 
 def show(row: dict[str, Any]) -> None:
-    shown = {
-        key: round(value, 4) if isinstance(value, float) else value for key, value in row.items() if key != "right"
-    }
+    shown = {key: rounded(value) for key, value in row.items() if key != "right"}
     print("  ".join(f"{key}={value}" for key, value in shown.items()), flush=True)
+
+
+def rounded(value: object) -> object:
+    if isinstance(value, tuple):
+        return tuple(map(rounded, value))
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def packed(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row as it stands in a file: which images are right in hexadecimal digits, a bit for each."""
+    if "right" not in row:
+        return row
+    right: Tensor = row["right"]
+    return {**row, "right": np.packbits(right.numpy()).tobytes().hex(), "images": len(right)}
+
+
+def read_cuts(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of part cut of earlier runs."""
+    for path in paths:
+        for row in json.loads(path.read_text()):
+            if "right" in row:
+                bits = np.frombuffer(bytes.fromhex(row["right"]), dtype=np.uint8)
+                yield {**row, "right": torch.from_numpy(np.unpackbits(bits, count=row["images"]).astype(bool))}
 
 
 def layer_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -244,7 +288,7 @@ def granularity_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             for one in detectability(victim.model, layer, grid, held, some, Entropy(1), draws=draws, right=right):
                 yield {"part": "granularity", "block": block, "right before": right, **one._asdict()}
         floor = min(floor, MissingLayers()(scene, truth, seed=1).cost["flops"])
-        for attack in (Norms(), ClassMeans(), SurrogateWithNorms()):
+        for attack in (Norms(), ClassMeans(), FrankWolfe(), SurrogateWithNorms()):
             found = attack(scene, truth, seed=1)
             reached = found.grade.positions_right or 0.0
             tries.append(Attempt(attack.name, block, found.cost["flops"], succeeded=reached >= 0.9))
@@ -283,7 +327,8 @@ def main() -> None:
         "--quick", action="store_true", help="seconds, on digits and small puzzles; figures mean little"
     )
     parser.add_argument("--cifar", type=Path, help="CIFAR-10, as an archive or a folder")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=[*PARTS])
+    parser.add_argument("--read", nargs="+", type=Path, default=[], help="--json of earlier runs of part cut")
     parser.add_argument("--attacks", nargs="+", help="of part cut, by name; all without")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--victim", type=int, default=0, help="seed of the network that is robbed")
@@ -296,7 +341,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.passes = options.seeds[:1], 5000
-    started, rows = time.perf_counter(), []
+    started, rows = time.perf_counter(), [*read_cuts(options.read)]
     for part in options.only:
         for row in PARTS[part](options):
             show(row)
@@ -306,8 +351,7 @@ def main() -> None:
         rows.append(summary)
     print(f"{time.perf_counter() - started:.0f} s")
     if options.json:
-        plain = [{key: value for key, value in row.items() if key != "right"} for row in rows]
-        options.json.write_text(json.dumps(plain, indent=1))
+        options.json.write_text(json.dumps([*map(packed, rows)], indent=1))
 
 
 if __name__ == "__main__":
