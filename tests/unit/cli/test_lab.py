@@ -14,8 +14,10 @@ from awfulowl.errors import InputError
 from awfulowl.lab.attacks.catalogue import ATTACKS
 from awfulowl.lab.report.schema import JSON, VERSION, read_report
 from awfulowl.lab.victims.kinds import KINDS
+from awfulowl.lab.yardsticks import exchange
 from tests.unit.cli.conftest import Owl
 
+PUBLISHED = Path(__file__).parents[3] / "benchmarks" / "published"
 EXAMPLE = Path(__file__).parents[3] / "examples" / "own_attack.py"
 SMALL = ["--victims", "1", "--shuffles", "1", "--no-possession", "--workers", "1"]
 
@@ -147,6 +149,45 @@ def test_data_that_do_not_fit_are_refused_before_anything_is_trained(
     assert code == 2
     assert err.startswith("error: the data have images of shape (1, 8, 8); cifar takes (3, 32, 32)")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_paper_s_figures_are_redrawn_over_the_published_numbers(
+    owl: Owl, threat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del threat  # for its cache
+    monkeypatch.setattr(exchange, "DROPPED", (0.0, 0.9, 1.0))
+    monkeypatch.setattr(exchange, "MISSING", (0.9,))
+    monkeypatch.setattr(exchange, "PAIRS", (0, 25))
+    words = ["attack", "exchange", "--model", "digits", "--data", "digits", "--draws", "1", "-o", str(tmp_path / "out")]
+    words += ["--published", str(PUBLISHED / "figure-6.json"), "--published", str(PUBLISHED / "figure-7.json")]
+    code, out, _ = owl(*words, "--json", str(tmp_path / "numbers.json"))
+    assert code == 0
+    assert "digits, hidden, " in out
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    assert found == json.loads((tmp_path / "out" / "exchange.json").read_text())
+    whole, few, none = (point["accuracy"] for point in found["dropped"])
+    assert whole == found["whole"] > 0.9
+    assert whole > few > none == found["zeroed"]
+    assert [(point["dropped"], point["pairs"]) for point in found["exchanged"]] == [(0.9, 0), (0.9, 25)]
+    names = {f"{name}.{suffix}" for name in ("figure-6", "figure-7", "figure-7-displaced") for suffix in ("svg", "png")}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"exchange.json", *names}
+    assert "published" in (tmp_path / "out" / "figure-6.svg").read_text()
+    assert "published" in (tmp_path / "out" / "figure-7.svg").read_text()
+
+
+def test_figures_that_cannot_be_drawn_are_refused_before_anything_is_trained(
+    owl: Owl, threat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("awfulowl.cli.exchanging.train_victim", None)
+    words = ["attack", "exchange", "--model", "digits", "--data", "digits", "-o", str(tmp_path / "out")]
+    code, out, err = owl(*words, "--published", threat)
+    assert (code, out) == (2, "")
+    assert "neither results of figure 6 nor of figure 7" in err
+    (tmp_path / "out").write_text("of somebody")
+    code, out, err = owl(*words)
+    assert (code, out) == (2, "")
+    assert "cannot be made" in err
+    assert owl(*words[:-1], str(tmp_path / "other"), "--draws", "0").code == 2
 
 
 def test_every_command_of_attack_has_help_with_an_example(owl: Owl) -> None:
