@@ -214,7 +214,7 @@ def check_finite(model: nn.Module) -> None:
         ModelError: a number of its state is NaN or infinite.
     """
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not _finite(tensor):
             raise ModelError(f"'{name}' holds numbers that are not finite: nothing can be said of this model")
 
 
@@ -254,9 +254,24 @@ def keep(model: nn.Module, path: Path) -> None:
 
 
 def fill(model: nn.Module, path: Path) -> bool:
-    """Fill a network from the cache; return False where nothing is kept, or what is kept is damaged."""
+    """Fill a network from the cache; return False where nothing is kept, or what is kept is damaged.
+
+    Then the network is as it was: it may be trained.
+    """
     try:
-        model.load_state_dict(load(path.read_bytes()))
-    except (OSError, SafetensorError, RuntimeError):
+        kept = load(path.read_bytes())
+    except (OSError, SafetensorError):
         return False
-    return True
+    own = model.state_dict()
+    fits = kept.keys() == own.keys() and all(_like(kept[name], tensor) for name, tensor in own.items())
+    if fits:
+        model.load_state_dict(kept)
+    return fits
+
+
+def _like(kept: torch.Tensor, own: torch.Tensor) -> bool:
+    return (kept.shape, kept.dtype) == (own.shape, own.dtype) and _finite(kept)
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import nn
 
 from awfulowl.errors import InputError, ModelError
@@ -60,6 +61,23 @@ def test_a_trained_victim_is_kept_and_a_damaged_one_is_trained_anew(tmp_path: Pa
     third = train()
     assert len(epochs) == 2 * TINY.schedule.epochs
     assert torch.equal(third["hidden.weight"], first["hidden.weight"])
+
+
+@pytest.mark.parametrize("damage", ["nan", "inf", "shape", "type", "name"])
+def test_kept_weights_that_are_none_are_trained_anew(tmp_path: Path, damage: str) -> None:
+    victim = tiny_victim()
+    first = train_victim(TINY, 0, digits(), cache=tmp_path).model.state_dict()
+    (kept,) = (tmp_path / "victims").iterdir()
+    sound = kept.read_bytes()
+    state = load(sound)
+    own = state.pop("head.weight")  # the last one: what comes before it must not be taken either
+    state["hidden.weight"] = torch.zeros_like(state["hidden.weight"])
+    worse = {"nan": own * float("nan"), "inf": own / 0, "shape": own[:5].clone(), "type": own.double(), "name": own}
+    kept.write_bytes(save({**state, "nose" if damage == "name" else "head.weight": worse[damage]}))
+    again = train_victim(TINY, 0, digits(), cache=tmp_path).model.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert torch.equal(again["hidden.weight"], victim.model.state_dict()["hidden.weight"])
+    assert kept.read_bytes() == sound
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
