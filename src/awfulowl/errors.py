@@ -9,7 +9,8 @@
     │   │   ├── PlanError        a plan is unreadable, was tampered with, or is of another model
     │   │   ├── CheckpointError  a checkpoint is damaged, of another model, or cannot be written
     │   │   ├── ProofError       a proof of training, or part of one, is damaged, of another job, or forged
-    │   │   └── RuleError        the placement rules cannot be met by this fleet
+    │   │   ├── RuleError        the placement rules cannot be met by this fleet
+    │   │   └── UnwritableError  the lab cannot write a file: a full disk, a folder that is not ours
     │   ├── ScatteredError       a scattered module was used as if its weights were here
     │   ├── BrokerError          the broker cannot be found, verified or started
     │   ├── SandboxError         no sandbox for a job's code can be made here
@@ -66,6 +67,10 @@ class ProofError(InputError):
 
 class RuleError(InputError):
     """The placement rules cannot be met by this fleet."""
+
+
+class UnwritableError(InputError):
+    """The lab cannot write a file: the disk is full, or the folder is not ours."""
 
 
 class ScatteredError(LocalError, RuntimeError):

@@ -3,17 +3,17 @@
 from pathlib import Path
 
 from awfulowl import files
-from awfulowl.errors import InputError
+from awfulowl.errors import UnwritableError
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file beside its place and put it there; folders are made.
 
     Raises:
-        InputError: it cannot be written (a full disk, a folder that is not ours); an older file is as it was.
+        UnwritableError: it cannot be written; an older file is as it was.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_whole(path, content)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise UnwritableError(f"{path} cannot be written: {error.strerror or error}") from error

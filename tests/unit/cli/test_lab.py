@@ -1,13 +1,19 @@
 """`owl audit` and `owl attack`: what they take, refuse, print and write."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
 
+from awfulowl import files
 from awfulowl.cli.attack import EXAMPLES, attack
 from awfulowl.cli.lab_options import VICTIMS, parse_blocks
 from awfulowl.errors import InputError
@@ -59,6 +65,44 @@ def test_an_audit_writes_its_report_and_goes_on_where_it_ended(
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("attack*")}
     assert owl(*words).code == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("attack*")} == times
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    """Let the disk be full when a file of such a name is flushed."""
+    names = [""]
+
+    def mkstemp(*, dir: Path, prefix: str) -> tuple[int, str]:  # noqa: A002  as in tempfile
+        names.append(prefix)
+        return tempfile.mkstemp(dir=dir, prefix=prefix)
+
+    def fsync(descriptor: int) -> None:
+        if fnmatch(names[-1], f".{pattern}."):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+
+    monkeypatch.setattr(files, "tempfile", SimpleNamespace(mkstemp=mkstemp))
+    monkeypatch.setattr(files, "os", SimpleNamespace(fdopen=os.fdopen, fchmod=os.fchmod, fsync=fsync))
+
+
+def test_a_full_disk_is_said_in_a_line_and_nothing_is_left_by_half(
+    owl: Owl, model: str, threat: str, tmp_path: Path
+) -> None:
+    def names() -> set[str]:
+        return {path.name for path in tmp_path.rglob("*")}
+
+    words = ["audit", model, "--data", "digits", "--threat", threat, "-o", str(tmp_path / "out"), *SMALL]
+    words += ["--attack", "norms", "--json", str(tmp_path / "numbers.json")]
+    for pattern in ("mine-1-*", "floor-*.safetensors", "attack-*", "report.json", "numbers.json"):
+        before = names()
+        with pytest.MonkeyPatch.context() as patch:
+            full_disk(patch, pattern)
+            code, out, err = owl(*words)
+        assert (code, out) == (2, ""), pattern
+        (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert fnmatch(line, f"*{pattern} cannot be written: No space left on device")
+        assert [one for one in names() - before if one.startswith(".") or fnmatch(one, pattern)] == []
+    assert owl(*words).code == 0
+    assert read_report(tmp_path / "out").missing == ()
 
 
 def test_attacks_are_listed_with_what_they_need(owl: Owl, tmp_path: Path) -> None:

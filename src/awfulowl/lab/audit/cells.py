@@ -9,7 +9,7 @@ from msgspec import structs
 from safetensors.torch import save
 
 from awfulowl.costs import Ledger, SpentError
-from awfulowl.errors import InputError, LocalError
+from awfulowl.errors import InputError, LocalError, UnwritableError
 from awfulowl.lab.attacks.base import Outcome
 from awfulowl.lab.attacks.whole_model import HintsAndBlocks
 from awfulowl.lab.audit.record import Graded, Record
@@ -38,11 +38,16 @@ def work(shop: Workshop, cell: Cell, on_epoch: OnEpoch | None = None) -> Record:
         shop: what it is worked on with.
         cell: what is to be done.
         on_epoch: told about every epoch of a network.
+
+    Raises:
+        UnwritableError: a file cannot be written, which is no fault of the cell: it is not done, and can be again.
     """
     seed = seed_of(shop.request, cell)
     started = time.perf_counter()
     try:
         record = _work(shop, cell, seed, on_epoch)
+    except UnwritableError:
+        raise
     except (LocalError, SpentError) as error:
         record = Record(seed=seed, missing=str(error))
     return record if record.seconds else structs.replace(record, seconds=time.perf_counter() - started)
