@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from awfulowl.errors import InputError
+from awfulowl.lab.attacks.catalogue import ATTACKS
 from awfulowl.lab.scenes.threat import ThreatModel, changed, make_threat, read_threat
 
 EXAMPLE = Path(__file__).parents[4] / "examples" / "threat.toml"
@@ -21,6 +22,14 @@ def test_a_share_alone_is_a_threat_model(tmp_path: Path) -> None:
 def test_the_example_holds_the_defaults() -> None:
     assert read_threat(EXAMPLE) == ThreatModel(share=0.3)
     assert all(field in EXAMPLE.read_text() for field in ThreatModel.__struct_fields__)
+
+
+def test_the_example_says_what_no_attack_uses() -> None:
+    said = EXAMPLE.read_text().partition("\n\n")[0]
+    used = {field for attack in ATTACKS.values() for field in attack.needs}
+    for field in ("sees_gradients", "links", "snapshots"):
+        assert field in said
+        assert field not in used
 
 
 @pytest.mark.parametrize(
