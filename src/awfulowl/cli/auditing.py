@@ -15,7 +15,7 @@ from awfulowl.lab.audit.running import run as run_audit
 from awfulowl.lab.report.headlines import headlines
 from awfulowl.lab.report.page import HTML
 from awfulowl.lab.report.schema import Report, Row
-from awfulowl.lab.report.words import block, interval, operations, percent, points
+from awfulowl.lab.report.words import interval, operations, percent, points
 from awfulowl.lab.request import Request
 from awfulowl.lab.victims.data import cache_folder
 
@@ -88,7 +88,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.setting,
         f"{100 * row.share:g} %",
-        block(row.block, row.block_size),
+        " x ".join(map(str, row.block_size)),
         f"{percent(row.positions_right)} {interval(row.positions_interval)}",
         f"{percent(row.accuracy)} {interval(row.interval)}",
         f"{100 * row.completed.value:.1f} {interval(row.completed.interval, lambda end: f'{100 * end:.1f}')}",

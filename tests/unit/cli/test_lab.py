@@ -59,6 +59,8 @@ def test_an_audit_writes_its_report_and_goes_on_where_it_ended(
     assert "norms" in out
     assert "greedy" in out
     report = read_report(tmp_path / "out")
+    rows, columns = report.rows[0].block_size
+    assert f"block auto ({rows} x {columns}): " in out
     assert {row.attack for row in report.rows} == {"norms", "greedy"}
     assert report.missing == ()
     assert json.loads((tmp_path / "numbers.json").read_text())["version"] == VERSION
