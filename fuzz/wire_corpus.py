@@ -129,6 +129,11 @@ def of_integers() -> Iterator[tuple[str, Body, Sequence[Tensor | Seeded]]]:
     yield "apply-seeded-to-the-limit", apply(8), [Seeded(SEED, torch.int64, (2, 2**11))] * 2
     yield "apply-several", apply(2), [x, x[:, :0], x[:, :1]]
     yield "apply-several-seeded", apply(7), [x.long(), Seeded(SEED, torch.int64, (2, 1)), x.long()]
+    sheet = Sheet((ROW, OTHER), (2, 1), (SLICE,), (3,), Dense(), apart=True)
+    blocks = [Seeded(SEED, torch.int32, (2, 3)), Seeded(SEED[::-1], torch.int32, (1, 3))]
+    yield "load-seeded", Load((msgspec.structs.replace(sheet, apart=False),)), [Seeded(SEED, torch.int32, (3, 3))]
+    yield "load-of-blocks", Load((sheet,)), [x, x[:1]]
+    yield "load-of-seeded-blocks", Load((sheet, sheet)), [*blocks, x, blocks[1]]
     yield "answer-int64", Answer(to=3), [x.long() << 40]
     yield "answer-of-five-bytes", Answer(to=3), pack((x.long() - 2) * 0x12_3456_789A, 5)
 
@@ -147,7 +152,8 @@ def corpus() -> dict[str, bytes]:
         made[f"frame-good-{name}"] = next(frames(pieces, 1, 1024))
     made["frame-good-of-another-session"] = next(frames(encode(OTHER, 0, Bye(reason=""), (), LIMITS), 2, 1024))
     made["frame-good-first-of-several"] = next(frames([made["message-good-answer"]], 3, 192))
-    made |= {f"message-bad-{name}": data for name, data in (*bad_messages(), *bad_training(), *bad_integers())}
+    bad = (*bad_messages(), *bad_training(), *bad_integers(), *bad_blocks())
+    made |= {f"message-bad-{name}": data for name, data in bad}
     return made | {f"frame-bad-{name}": data for name, data in bad_frames(made["message-good-answer"])}
 
 
@@ -307,6 +313,33 @@ def bad_integers() -> Iterator[tuple[str, bytes]]:
     yield "apply-of-nine-bytes", packed(apply(seeded(2, 3), width=9))
     yield "apply-of-less-than-no-bytes", packed(apply(seeded(2, 3), width=-1))
     yield "apply-of-half-a-byte", packed(apply(seeded(2, 3), width=0.5))
+
+
+def bad_blocks() -> Iterator[tuple[str, bytes]]:
+    """One message for each way of being wrong about a sheet whose blocks come apart, and about its seeds."""
+    sizes: dict[str, object] = {"row_sizes": [2, 1], "slice_sizes": [3]}
+
+    def load(*tensors: object, **changed: object) -> bytes:
+        sheet = {"rows": [ROW, OTHER], "slices": [SLICE], **sizes, "kernel": {"type": "dense"}, "apart": True}
+        return packed(fields(id=1, body={"verb": "load", "sheets": [sheet | changed]}, tensors=tensors))
+
+    def seeded(*shape: int, dtype: str = "int32") -> list[object]:
+        return [dtype, list(shape), SEED]
+
+    yield "blocks-in-one", load(seeded(3, 3))
+    yield "block-too-many", load(seeded(2, 3), seeded(1, 3), seeded(1, 3))
+    yield "blocks-for-one-sheet", load(seeded(2, 3), seeded(1, 3), apart=False)
+    yield "blocks-in-another-order", load(seeded(1, 3), seeded(2, 3))
+    yield "blocks-of-several-types", load(seeded(2, 3), seeded(1, 3, dtype="int64"))
+    yield "blocks-of-several-dimensions", load(seeded(2, 3), seeded(1, 3, 1))
+    yield "blocks-of-no-sizes", load(row_sizes=[], slice_sizes=[])
+    yield (
+        "blocks-of-2-62",
+        load(*[seeded(2**31 - 1, 2**31 - 1)] * 2, row_sizes=[2**31 - 1] * 2, slice_sizes=[2**31 - 1]),
+    )
+    yield "block-beyond-the-limit", load(seeded(2, 2**13 + 1), seeded(1, 2**13 + 1), slice_sizes=[2**13 + 1])
+    yield "blocks-beyond-the-limit", load(seeded(2, 2**13), seeded(1, 2**13), slice_sizes=[2**13])
+    yield "blocks-apart-by-a-number", load(seeded(2, 3), seeded(1, 3), apart=1)
 
 
 def bad_frames(message: bytes) -> Iterator[tuple[str, bytes]]:

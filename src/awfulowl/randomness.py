@@ -31,12 +31,22 @@ class Seeded(NamedTuple):
     def __repr__(self) -> str:
         return f"Seeded({self.dtype}, {self.shape})"
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the numbers take."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def expand(self) -> torch.Tensor:
         """Return the numbers, in memory of their own."""
         numbers = torch.empty(self.shape, dtype=self.dtype)
         if numbers.numel():
             keystream(self.seed, numbers.reshape(-1).view(torch.uint8).numpy().data)
         return numbers
+
+
+def expanded(numbers: torch.Tensor | Seeded) -> torch.Tensor:
+    """Return numbers themselves, whichever way they are given."""
+    return numbers.expand() if isinstance(numbers, Seeded) else numbers
 
 
 def keystream(seed: bytes, into: memoryview) -> None:

@@ -211,6 +211,14 @@ def rejoin(pieces: Iterable[tuple[Sequence[int], Sequence[int], Tensor]], grid: 
     return whole
 
 
+def tiled(blocks: Sequence[Tensor], across: int) -> Tensor:
+    """Return the matrix whose blocks these are, row by row, `across` of them in each; a single one as it is."""
+    if len(blocks) == 1:
+        return blocks[0]
+    lines = [blocks[start : start + across] for start in range(0, len(blocks), across)]
+    return torch.cat([torch.cat(list(line), dim=1) for line in lines])
+
+
 def take(x: Tensor, grid: Grid, columns: Sequence[int]) -> Tensor:
     """Put the inputs of columns side by side: a view where they are neighbours, a copy otherwise.
 

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -12,13 +13,14 @@ from torch import Tensor
 from awfulowl.arithmetic.packing import pack
 from awfulowl.arithmetic.patches import padded_size
 from awfulowl.arithmetic.products import Backend, Weights, fastest
-from awfulowl.blocks.grid import Span
+from awfulowl.blocks.grid import Span, tiled
 from awfulowl.blocks.kernels import Convolution, Dense, output_shape, product
 from awfulowl.device import dense
 from awfulowl.device.products import Product, Recipe, add_up, join
 from awfulowl.device.sheets import Held, State, spans
 from awfulowl.errors import InputError, LimitError, RefusedError
 from awfulowl.limits import Limits
+from awfulowl.randomness import Seeded, expanded
 from awfulowl.wire.messages import Apply, Load
 from awfulowl.wire.parts import Sheet, Term
 
@@ -78,19 +80,20 @@ class Store:
         """Return the number of blocks held."""
         return sum(len(sheet.rows) * len(sheet.slices) for sheet in self._sheets)
 
-    def load(self, request: Load, tensors: Sequence[Tensor]) -> None:
-        """Hold these blocks; float16 and bfloat16 weights are raised to float32.
+    def load(self, request: Load, tensors: Sequence[Tensor | Seeded]) -> None:
+        """Hold these blocks; float16 and bfloat16 weights are raised to float32, and seeds expanded if there is room.
 
         Raises:
             RefusedError: a tensor does not fit its sheet, or a block is held already.
             LimitError: there is no memory left for them.
         """
-        sheets, parts = request.sheets, request.parts
-        if len(sheets) * parts != len(tensors):
-            raise RefusedError(f"load: {len(sheets)} sheets of {parts} parts came with {len(tensors)} tensors")
+        if len(tensors) != request.takes:
+            raise RefusedError(f"load: takes {request.takes} tensors, got {len(tensors)}")
+        self.check_room(sum(tensor.nbytes for tensor in tensors))
+        dealt = request.dealt(tensors)
         held = []
-        for index, sheet in enumerate(sheets):
-            weight, *rest = (self._own(sheet, tensor) for tensor in tensors[index * parts : (index + 1) * parts])
+        for sheet in request.sheets:
+            weight, *rest = (self._own(*each) for each in islice(dealt, request.parts))
             held.append(self._hold(sheet, weight, State(request.step, rest)))
         self.check_room(sum(new.nbytes for new in held))
         for new in held:
@@ -98,13 +101,20 @@ class Store:
             self._remember(new)
         self._recipes.clear()
 
-    def _own(self, sheet: Sheet, tensor: Tensor) -> Tensor:
+    def _own(self, sheet: Sheet, tensors: Sequence[Tensor | Seeded]) -> Tensor:
         """Return a copy on the accelerator: what came lies in memory for frames, which would be held as long."""
-        wanted = (sum(sheet.row_sizes), sum(sheet.slice_sizes) // sheet.groups)
-        size = len(sheet.kernel.stride) if isinstance(sheet.kernel, Convolution) else 0
-        if tensor.shape[:2] != wanted or tensor.dim() != 2 + size or tensor.dtype not in _HELD:
-            raise RefusedError(f"load: {tensor.dtype} of shape {tuple(tensor.shape)} came for a sheet of {wanted}")
-        return tensor.to(self.accelerator, torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        if not tensors:
+            raise RefusedError("load: a sheet without blocks")
+        dtype, size = tensors[0].dtype, tuple(tensors[0].shape[2:])
+        axes = len(sheet.kernel.stride) if isinstance(sheet.kernel, Convolution) else 0
+        for (outputs, inputs), tensor in zip(sheet.cut, tensors, strict=True):
+            wanted = (outputs, inputs // sheet.groups, *size)
+            if tuple(tensor.shape) != wanted or len(size) != axes or tensor.dtype != dtype or dtype not in _HELD:
+                raise RefusedError(
+                    f"load: {tensor.dtype} of shape {tuple(tensor.shape)} came for a sheet of {wanted[:2]}"
+                )
+        whole = tiled([expanded(tensor) for tensor in tensors], len(sheet.slice_sizes) if sheet.apart else 1)
+        return whole.to(self.accelerator, torch.float32 if dtype.is_floating_point else dtype, copy=len(tensors) == 1)
 
     def _hold(self, sheet: Sheet, weight: Tensor, state: State) -> Held:
         rows = spans(sheet.rows, sheet.row_sizes)

@@ -16,7 +16,7 @@ from awfulowl.device.store import Store
 from awfulowl.errors import AwfulOwlError, PeerError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload
 from awfulowl.limits import DEFAULT, GIB, Limits
-from awfulowl.randomness import SYSTEM
+from awfulowl.randomness import SYSTEM, expanded
 from awfulowl.wire import messages as verbs
 from awfulowl.wire.digest import digest
 from awfulowl.wire.session import (
@@ -207,7 +207,7 @@ class Worker:
                     self._store.release(slices)
                     self.learner.forget(slices)
                 case body:
-                    return self._answer(request.id, body, request.tensors)
+                    return self._answer(request.id, body, [expanded(tensor) for tensor in request.tensors])
             return []
 
     def _answer(self, id_: int, body: verbs.Question, tensors: Sequence[Tensor]) -> Sequence[Tensor]:

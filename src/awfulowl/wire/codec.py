@@ -15,8 +15,10 @@ a limit and with the bytes that are really there:
    or element type, nothing behind it;
 3. handles, tensors and dimensions are within their limits;
 4. the byte counts of the tensors, computed in Python integers, fill the message to its last byte; tensors that are
-   given by seeds have none, come with an `apply` only, and may take together what one message may;
+   given by seeds have none, come with an `apply` or a `load` only, and may take together what one message may;
 5. padding is zero; a request has an id and nothing else has one; the tensors suit the verb.
+
+Seeds are returned as they are: whoever wants their numbers expands them, and until then they take no memory.
 
 The tensors that `decode` returns are views of the message. **They are never written to**: whoever else holds
 the message, such as a fabric that delivers it twice, would see the change. Who needs to write makes a copy.
@@ -26,7 +28,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, overload
 
 import msgspec
 import torch
@@ -118,8 +120,18 @@ def encode(
     return [piece for piece in pieces if len(piece)]
 
 
-def decode(message: Buffer, limits: Limits, *, seeds: bool = True) -> tuple[Header, list[Tensor]]:
-    """Return the header of a message and its tensors, which are views of it and must not be written to.
+@overload
+def decode(message: Buffer, limits: Limits) -> tuple[Header, list[Tensor]]: ...
+
+
+@overload
+def decode(message: Buffer, limits: Limits, *, seeds: bool) -> tuple[Header, list[Tensor | Seeded]]: ...
+
+
+def decode(
+    message: Buffer, limits: Limits, *, seeds: bool = False
+) -> tuple[Header, list[Tensor]] | tuple[Header, list[Tensor | Seeded]]:
+    """Return the header of a message and its tensors, which are views of it and must not be written to, or seeds.
 
     Args:
         message: all of it.
@@ -159,13 +171,10 @@ def _raw(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _tensor(view: memoryview, place: _Place, announced: TensorHeader) -> Tensor:
+def _tensor(view: memoryview, place: _Place, announced: TensorHeader) -> Tensor | Seeded:
     dtype = DTYPES[announced.dtype]
     if announced.seed is not None:
-        try:
-            return Seeded(announced.seed, dtype, announced.shape).expand()
-        except (RuntimeError, MemoryError):
-            raise LimitError("there is no memory left for what a seed stands for") from None
+        return Seeded(announced.seed, dtype, announced.shape)
     if place.start == place.stop:
         return torch.empty(announced.shape, dtype=dtype)  # torch makes no view of no bytes
     count = (place.stop - place.start) // dtype.itemsize

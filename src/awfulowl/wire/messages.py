@@ -10,8 +10,8 @@ Each verb knows what is wrong with a message of its kind as far as the message a
 whether the blocks it names are held is for the device to say.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Final
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, Final, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -22,11 +22,12 @@ from awfulowl.arithmetic.packing import PARTS
 from awfulowl.errors import VersionError
 from awfulowl.wire.parts import Handle, Natural, Sheet, Size, TensorHeader, Term, distinct
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 5
 TEXT_CHARS: Final = 1024
 STATE_PARTS: Final = 4
 """Tensors that a block under training consists of."""
 
+T = TypeVar("T")
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\Z")]
 Text = Annotated[str, Meta(max_length=TEXT_CHARS)]
 Seconds = Annotated[float, Meta(gt=0.0, le=86400.0)]
@@ -77,23 +78,36 @@ class OwnerHello(_Body, frozen=True, tag="hello.owner"):
 
 
 class Load(_Request, frozen=True, tag="load"):
-    """Hold these blocks; `parts` tensors for each sheet. Answered without tensors.
+    """Hold these blocks; `parts` tensors for each sheet, or for each block of one that comes apart. Answered without.
 
     The parts are weights; what was lost when they were rounded; momentum; and mean square. Missing ones are 0. `step`
     is the last step that the blocks have taken.
     """
 
     changes: ClassVar[bool] = True
+    seeds: ClassVar[bool] = True
     sheets: tuple[Sheet, ...]
     parts: Annotated[int, Meta(ge=1, le=STATE_PARTS)] = 1
     step: Natural = 0
 
     def fault(self, tensors: Sequence[TensorHeader]) -> str | None:
-        """Say which sheet has no fitting tensor, or return None."""
-        if len(tensors) != len(self.sheets) * self.parts:
-            return f"has {len(self.sheets)} sheets of {self.parts} parts but {len(tensors)} tensors"
-        sheets = [sheet for sheet in self.sheets for _ in range(self.parts)]
-        return next(filter(None, map(Sheet.fault, sheets, tensors)), None)
+        """Say which sheet has no fitting tensors, or return None."""
+        if len(tensors) != self.takes:
+            return f"takes {self.takes} tensors, got {len(tensors)}"
+        return next(filter(None, (sheet.fault(own) for sheet, own in self.dealt(tensors))), None)
+
+    @property
+    def takes(self) -> int:
+        """How many tensors come along."""
+        return self.parts * sum(sheet.takes for sheet in self.sheets)
+
+    def dealt(self, tensors: Sequence[T]) -> Iterator[tuple[Sheet, Sequence[T]]]:
+        """Yield each sheet, once for each part, with the tensors of that part: of as many as this takes."""
+        start = 0
+        for sheet in self.sheets:
+            for _ in range(self.parts):
+                yield sheet, tensors[start : start + sheet.takes]
+                start += sheet.takes
 
 
 class Apply(_Request, frozen=True, tag="apply"):

@@ -1,5 +1,7 @@
 """What messages are made of: handles, the headers of tensors, and the names of blocks and sums."""
 
+from collections.abc import Sequence
+from itertools import product
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -36,7 +38,10 @@ class TensorHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True, arra
 
 
 class Sheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A full rectangle of blocks: its tensor is (sum of row sizes, sum of slice sizes / groups, *size)."""
+    """A full rectangle of blocks: its tensor is (sum of row sizes, sum of slice sizes / groups, *size).
+
+    Where blocks come `apart`, each has a tensor of its own, (row size, slice size / groups, *size), row by row.
+    """
 
     rows: tuple[Handle, ...]
     row_sizes: tuple[Size, ...]
@@ -44,9 +49,22 @@ class Sheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slice_sizes: tuple[Size, ...]
     kernel: Dense | Convolution
     groups: Size = 1
+    apart: bool = False
 
-    def fault(self, tensor: TensorHeader) -> str | None:
-        """Say what is wrong with this sheet and its tensor, or return None."""
+    @property
+    def takes(self) -> int:
+        """How many tensors come along for each of its parts."""
+        return len(self.row_sizes) * len(self.slice_sizes) if self.apart else 1
+
+    @property
+    def cut(self) -> list[tuple[int, int]]:
+        """The outputs and inputs of its tensor, or of each of them where blocks come apart."""
+        if self.apart:
+            return list(product(self.row_sizes, self.slice_sizes))
+        return [(sum(self.row_sizes), sum(self.slice_sizes))]
+
+    def fault(self, tensors: Sequence[TensorHeader]) -> str | None:
+        """Say what is wrong with this sheet and its tensor or tensors, or return None."""
         if not self.rows or not self.slices:
             return "a sheet has no rows or no slices"
         if len(self.rows) != len(self.row_sizes) or len(self.slices) != len(self.slice_sizes):
@@ -55,7 +73,13 @@ class Sheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return "a sheet names a handle twice"
         if not _fits_torch(self.kernel):
             return f"a sheet's kernel has a stride, padding or dilation over {MOST}"
-        outputs, inputs, axes = sum(self.row_sizes), sum(self.slice_sizes), _axes(self.kernel)
+        if any((tensor.dtype, tensor.shape[2:]) != (tensors[0].dtype, tensors[0].shape[2:]) for tensor in tensors):
+            return "a sheet has blocks of several types or kernel sizes"
+        found = (self._misfit(*each) for each in zip(self.cut, tensors, strict=True))
+        return next(filter(None, found), None)
+
+    def _misfit(self, wanted: tuple[int, int], tensor: TensorHeader) -> str | None:
+        (outputs, inputs), axes = wanted, _axes(self.kernel)
         fits = (
             len(tensor.shape) == 2 + axes
             and tensor.shape[0] == outputs
@@ -63,7 +87,8 @@ class Sheet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             and (axes > 0 or self.groups == 1)
             and all(tensor.shape[2:])
         )
-        return None if fits else f"a sheet of {outputs} x {inputs} comes with a tensor of shape {tensor.shape}"
+        what = "a block" if self.apart else "a sheet"
+        return None if fits else f"{what} of {outputs} x {inputs} comes with a tensor of shape {tensor.shape}"
 
 
 class Term(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

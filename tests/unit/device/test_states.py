@@ -233,7 +233,7 @@ def test_parts_of_kernels_of_other_sizes_are_refused() -> None:
 def test_tensors_are_as_many_as_all_parts_of_all_sheets(sheets: int, parts: int, tensors: int) -> None:
     layouts = tuple(sheet([2], [3], slice_offset=index) for index in range(sheets))
     pupil = Pupil()
-    with pytest.raises(RefusedError, match=f"{sheets} sheets of {parts} parts came with {tensors} tensors"):
+    with pytest.raises(RefusedError, match=f"takes {sheets * parts} tensors, got {tensors}"):
         pupil.store.load(Load(layouts, parts), [torch.zeros(2, 3)] * tensors)
 
 

@@ -178,7 +178,7 @@ def test_integers_are_answered_by_all_parts_of_all_terms(width: int, parts: int,
     ],
 )
 def test_a_sheet_that_fits_its_tensor(sent: Sheet, announced: TensorHeader) -> None:
-    assert sent.fault(announced) is None
+    assert sent.fault((announced,)) is None
     assert Load(sheets=(sent,)).fault((announced,)) is None
 
 
@@ -205,7 +205,7 @@ def test_a_sheet_that_does_not_fit_its_tensor(sent: Sheet, announced: TensorHead
 
 
 def test_one_tensor_for_each_sheet() -> None:
-    assert Load(sheets=(sheet(),)).fault(()) == "has 1 sheets of 1 parts but 0 tensors"
+    assert Load(sheets=(sheet(),)).fault(()) == "takes 1 tensors, got 0"
     assert Load(sheets=()).fault(()) is None
 
 
@@ -241,7 +241,7 @@ def test_giant_strides_are_refused(
     stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
 ) -> None:
     kernel = Convolution(stride=stride, padding=padding, dilation=dilation)
-    assert "over 2147483647" in str(sheet(kernel=kernel).fault(tensor(3, 4, 3, 3)))
+    assert "over 2147483647" in str(sheet(kernel=kernel).fault((tensor(3, 4, 3, 3),)))
 
 
 @pytest.mark.parametrize(
@@ -332,8 +332,8 @@ def test_an_apply_is_one_of_floats_unless_it_says_otherwise() -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=Apply).width == 0
 
 
-def test_an_apply_alone_takes_seeds() -> None:
-    assert [name for name, body in BODIES.items() if body.seeds] == ["apply"]
+def test_inputs_and_weights_alone_may_be_seeds() -> None:
+    assert [name for name, body in BODIES.items() if body.seeds] == ["load", "apply"]
 
 
 @pytest.mark.parametrize("length", [0, 1, 16, 31, 33, 64])

@@ -133,8 +133,8 @@ def test_the_parts_shown_are_those_that_are_sent() -> None:
 def test_what_takes_seeds_and_the_length_of_one() -> None:
     text = " ".join(section("Integers and seeds").split())
     assert f"a *seed* of {SEED_BYTES} bytes" in text
-    assert [name for name, body in BODIES.items() if body.seeds] == ["apply"]
-    assert "**seeds are refused from devices**, and with every verb but `apply`" in text
+    assert [name for name, body in BODIES.items() if body.seeds] == ["load", "apply"]
+    assert "**seeds are refused from devices**, and with every verb but `load` and `apply`" in text
 
 
 def test_every_limit_is_in_the_table_with_its_default() -> None:

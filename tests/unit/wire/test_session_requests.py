@@ -13,7 +13,7 @@ from awfulowl.errors import (
     LimitError,
 )
 from awfulowl.limits import DEFAULT
-from awfulowl.randomness import Entropy
+from awfulowl.randomness import Entropy, expanded
 from awfulowl.wire.messages import (
     Answer,
     Body,
@@ -82,7 +82,7 @@ def test_the_tensors_of_a_request_arrive_with_it() -> None:
     linked = Linked().opened()
     linked.ask(APPLY)
     (x,) = asked(linked).tensors
-    assert torch.equal(x, X)
+    assert torch.equal(expanded(x), X)
 
 
 def test_texts_of_events_show_no_tensor_and_no_frame() -> None:

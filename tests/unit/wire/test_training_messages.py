@@ -348,7 +348,7 @@ def test_a_state_has_a_tensor_for_each_part_of_each_sheet(count: int) -> None:
     load = Load((SHEET, SHEET), count)
     assert load.fault([tensor(2, 3)] * (2 * count)) is None
     for wrong in (2 * count - 1, 2 * count + 1, 0):
-        assert load.fault([tensor(2, 3)] * wrong) == f"has 2 sheets of {count} parts but {wrong} tensors"
+        assert load.fault([tensor(2, 3)] * wrong) == f"takes {2 * count} tensors, got {wrong}"
     for index in range(2 * count):
         tensors = [tensor(2, 3)] * (2 * count)
         tensors[index] = tensor(3, 2)

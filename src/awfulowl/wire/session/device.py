@@ -8,8 +8,8 @@ from torch import Tensor
 
 from awfulowl.errors import InputError, ProtocolError, VersionError
 from awfulowl.limits import Limits
-from awfulowl.randomness import Entropy
-from awfulowl.wire.codec import Buffer, encode
+from awfulowl.randomness import Entropy, Seeded
+from awfulowl.wire.codec import Buffer, decode, encode
 from awfulowl.wire.messages import (
     PROTOCOL,
     Answer,
@@ -108,7 +108,7 @@ class DeviceSession:
             return events
         try:
             message = self._line.message(frame)
-            return events if message is None else [*events, *self._take(*message, now)]
+            return events if message is None else events + self._take(*decode(message, self._limits, seeds=True), now)
         except ProtocolError as error:
             return [*events, Violation(error)]
 
@@ -169,7 +169,7 @@ class DeviceSession:
             return False
         return self._terms is None or now - self._heard_at > QUIET_BEATS * self._terms.heartbeat_s
 
-    def _take(self, header: Header, tensors: list[Tensor], now: float) -> list[DeviceEvent]:
+    def _take(self, header: Header, tensors: list[Tensor | Seeded], now: float) -> list[DeviceEvent]:
         body = header.body
         if type(body) not in DEVICE[self.state]:
             raise ProtocolError(f"{verb(body)} is not for an owner to say")
@@ -202,7 +202,7 @@ class DeviceSession:
         self._terms, self._heard_at = hello, now
         return [Opened(hello, fresh)]
 
-    def _requested(self, request_id: int, body: Request, tensors: list[Tensor]) -> list[DeviceEvent]:
+    def _requested(self, request_id: int, body: Request, tensors: list[Tensor | Seeded]) -> list[DeviceEvent]:
         if self._replay.admit(request_id, changes=body.changes):
             return [Requested(request_id, body, tensors)]
         kept = self._replay.kept(request_id)

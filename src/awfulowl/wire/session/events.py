@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 from torch import Tensor
 
 from awfulowl.errors import ProtocolError
+from awfulowl.randomness import Seeded
 from awfulowl.wire.messages import DeviceHello, OwnerHello, Request
 from awfulowl.wire.parts import Handle
 
@@ -85,11 +86,14 @@ OwnerEvent = Opened[DeviceHello] | Answered | Refused | Failed | Expired | Evict
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Requested:
-    """The owner wants `body` done, once. The tensors are views of the message: never write to them."""
+    """The owner wants `body` done, once. The tensors are views of the message: never write to them.
+
+    Seeds are expanded when the request's turn comes: many that wait take no memory for what they stand for.
+    """
 
     id: int
     body: Request
-    tensors: list[Tensor] = field(repr=False)
+    tensors: list[Tensor | Seeded] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

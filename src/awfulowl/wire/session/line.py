@@ -7,12 +7,11 @@ from enum import IntEnum
 from typing import Final
 
 import xxhash
-from torch import Tensor
 
 from awfulowl.errors import DamagedError, ProtocolError
 from awfulowl.limits import Limits
 from awfulowl.randomness import Entropy
-from awfulowl.wire.codec import Buffer, decode
+from awfulowl.wire.codec import Buffer
 from awfulowl.wire.frames import Assembler, frames
 from awfulowl.wire.messages import PROTOCOL, TEXT_CHARS, Header, check_version, verb
 from awfulowl.wire.text import plain
@@ -61,15 +60,13 @@ class Line:
         self._number += 1
         return frames(message, self._number, self._limits.chunk_bytes)
 
-    def message(self, frame: Buffer) -> tuple[Header, list[Tensor]] | None:
+    def message(self, frame: Buffer) -> Buffer | None:
         """Return the message that a frame completes, if it does.
 
         Raises:
-            ProtocolError: the frame, or the message, is refused.
+            ProtocolError: the frame is refused.
         """
-        message = self._assembler.feed(frame)
-        # An owner expands no seeds: devices would make it allocate and compute for a few bytes.
-        return None if message is None else decode(message, self._limits, seeds=self._role is Role.DEVICE)
+        return self._assembler.feed(frame)
 
     def text(self, reason: str) -> str:
         """Return a reason as it may be sent and shown."""

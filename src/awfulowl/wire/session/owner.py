@@ -9,7 +9,7 @@ from torch import Tensor
 from awfulowl.errors import GoneError, InputError, LimitError, ProtocolError
 from awfulowl.limits import Limits
 from awfulowl.randomness import Entropy, Seeded
-from awfulowl.wire.codec import Buffer, encode
+from awfulowl.wire.codec import Buffer, decode, encode
 from awfulowl.wire.messages import (
     PROTOCOL,
     Answer,
@@ -109,7 +109,7 @@ class OwnerSession:
             return []
         try:
             message = self._line.message(frame)
-            return [] if message is None else self._take(*message, now)
+            return [] if message is None else self._take(*decode(message, self._limits), now)
         except ProtocolError as error:
             return [Violation(error)]
 
