@@ -35,9 +35,9 @@ from awfulowl.arithmetic.products import Digits, Pieces, fastest, is_right
 from awfulowl.blocks.grid import Grid, make_grid
 from awfulowl.blocks.kernels import Convolution, Dense
 from awfulowl.device import dense
-from awfulowl.randomness import SYSTEM, Entropy, Seeded
+from awfulowl.randomness import SYSTEM, Entropy, Seeded, expanded
 from awfulowl.results import wilson
-from awfulowl.veil.base import SharedInputs, SharedWeights
+from awfulowl.veil.base import SharedInputs, SharedWeights, Sharing
 from awfulowl.veil.shares import SHARINGS, sharing_of
 from awfulowl.verification.exact import ExactCheck
 
@@ -207,7 +207,7 @@ def shares(quick: bool) -> list[Row]:
     for name in ("inputs:2", "replicated"):
         sharing = sharing_of(name)
         label = f"{name}, batch of 64 x 4096"
-        works[label] = partial(SharedInputs, sharing, x, grid, torch.int32, SYSTEM)
+        works[label] = partial(_share, sharing, x, grid)
         sizes[label] = 4 * x.numel() * (sharing.shares - 1)
     times = _interleaved(works, 5 if quick else 50)
     torch.set_num_threads(before)
@@ -215,6 +215,13 @@ def shares(quick: bool) -> list[Row]:
         {"part": "shares", "what": name, "seconds": time, "gb_per_s": sizes[name] / time / 1e9}
         for name, time in times.items()
     ]
+
+
+def _share(sharing: Sharing, x: Tensor, grid: Grid) -> None:
+    """Make all that is sent to all lanes."""
+    shared = SharedInputs(sharing, x, grid, torch.int32, SYSTEM)
+    for lane in range(sharing.lanes):
+        shared.inputs(lane, range(len(grid.columns)), f"lane {lane}")
 
 
 def uniform(quick: bool) -> list[Row]:
@@ -231,7 +238,9 @@ def uniform(quick: bool) -> list[Row]:
             views = {"inputs": (_received(first, lane, grid), _received(again, lane, grid))}
             if sharing.hides_weights:
                 keys = (SharedWeights(sharing, torch.int32, SYSTEM) for _ in range(2))
-                one, other = (torch.cat(key.matrices(lane, x, (0, 0)), dim=1) for key in keys)
+                one, other = (
+                    torch.cat([expanded(own) for own in key.matrices(lane, x, (0, 0))], dim=1) for key in keys
+                )
                 views["weights"] = one, other
             rows += [
                 {"part": "uniform", "sharing": name, "lane": lane, "of": kind, **_tested(view, other, x)}
@@ -245,7 +254,7 @@ def uniform(quick: bool) -> list[Row]:
 
 def _received(shared: SharedInputs, lane: int, grid: Grid) -> Tensor:
     pieces = shared.inputs(lane, range(len(grid.columns)), f"lane {lane}")
-    return torch.cat([piece.expand() if isinstance(piece, Seeded) else piece for piece in pieces], dim=1)
+    return torch.cat([expanded(piece) for piece in pieces], dim=1)
 
 
 def _tested(view: Tensor, again: Tensor, truth: Tensor) -> Row:

@@ -169,7 +169,7 @@ class Measured(NamedTuple):
     bytes: int
     trips: int
     max_abs_diff: float
-    products_s: float
+    spared_s: float
     equal_to_twin: bool | None
 
     def against(self, network: Network) -> Row:
@@ -177,7 +177,6 @@ class Measured(NamedTuple):
         plain_s, scattered_s, unverified_s = map(statistics.median, self.times)
         best_s = plain_s + self.bytes / network.bytes_per_s + self.trips * network.trip_s
         _, scattered, unverified = self.times
-        spared_s = self.products_s * (self.devices - 1) / self.devices
         return Row(
             model=self.model,
             mode=self.mode,
@@ -195,7 +194,7 @@ class Measured(NamedTuple):
             ),
             max_abs_diff=self.max_abs_diff,
             rounds=len(scattered),
-            own_machines=plain_s / max(scattered_s - spared_s, 1e-9),
+            own_machines=plain_s / max(scattered_s - self.spared_s, 1e-9),
             equal_to_twin=self.equal_to_twin,
         )
 
@@ -215,19 +214,21 @@ def measure(name: str, case: Case, mode: Mode, devices: int, rounds: int, accele
         moved = sum(after[name] - before[name] for name in ("bytes_sent", "bytes_received"))
         trips = after["requests"] - before["requests"]
         times = interleave(model, scattered, x, fleet, rounds)
-    return Measured(name, mode.name, devices, times, moved, trips, difference, products_s(plan, x, mode), equal)
+    return Measured(name, mode.name, devices, times, moved, trips, difference, spared_s(plan, x, mode, devices), equal)
 
 
-def products_s(plan: Plan, x: Tensor, mode: Mode) -> float:
-    """Return how long all cores take for the products of all devices of one batch, of dense layers of the MLP."""
+def spared_s(plan: Plan, x: Tensor, mode: Mode, devices: int) -> float:
+    """Return how long all cores take for the products of all devices but the busiest, of a batch, in the MLP."""
     total = 0.0
     sharing = sharing_of(mode.sharing)
+    by_lane = [len(sharing.matrices(lane)) for lane in range(sharing.lanes)]
+    others = sum(by_lane) - max(by_lane) * sharing.lanes / devices
     for panel in plan.panels:
         if not isinstance(panel.grid.kernel, Dense):
             return 0.0
         outputs, inputs = panel.grid.outputs, panel.grid.inputs
         vectors = len(x) * panel.input_positions
-        total += sharing.lanes * sharing.parts * product_s(mode, sharing, (vectors, inputs, outputs))
+        total += others * product_s(mode, sharing, (vectors, inputs, outputs))
     return total
 
 

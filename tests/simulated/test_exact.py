@@ -17,6 +17,7 @@ from awfulowl.errors import InputError, LocalError, PlanError, RuleError, Unavai
 from awfulowl.owner.peer import Standing
 from awfulowl.placement.options import Options
 from awfulowl.placement.survey import call_with
+from awfulowl.randomness import expanded
 from awfulowl.veil.base import SharedInputs
 from awfulowl.veil.shares import sharing_of
 from tests.answers import require_equal
@@ -503,10 +504,7 @@ def test_the_sum_of_what_devices_get_is_the_input() -> None:
             columns = range(len(world.plan.panels[0].grid.columns))
             lanes = [
                 torch.cat(
-                    [
-                        piece if isinstance(piece, Tensor) else piece.expand()
-                        for piece in shared.inputs(lane, list(columns), f"party {lane}")
-                    ],
+                    [expanded(piece) for piece in shared.inputs(lane, list(columns), f"party {lane}")],
                     dim=1,
                 )
                 for lane in range(sharing.lanes)

@@ -76,7 +76,7 @@ class Holdings:
 
     def _cell_bytes(self, key: CellKey) -> int:
         panel, cell = self.panels[key[0]], self.panels[key[0]].cells[key[1]]
-        return self.numbers[key[0]].weight_bytes * weights_in(panel.grid, cell.column, cell.rows)
+        return self.numbers[key[0]].held_bytes(cell.lane) * weights_in(panel.grid, cell.column, cell.rows)
 
     def domain(self, device: str) -> str:
         """Return the domain of a device."""
@@ -173,7 +173,7 @@ class Holdings:
         columns = [panel.cells[cell].column for cell in cells]
         self._guard(number, lane, columns, peer.name)
         step, parts = numbers.step, numbers.parts
-        tensors = await self.engine.compute(lambda: self.matrices(number, lane, rows, columns))
+        sent = await self.engine.compute(lambda: numbers.sent(self.checks[number], lane, rows, columns))
         sheets = tuple(
             Sheet(
                 rows=tuple(panel.row_handles[row] for row in rows),
@@ -182,9 +182,11 @@ class Holdings:
                 slice_sizes=tuple(panel.grid.columns[column].span.size for column in columns),
                 kernel=panel.grid.kernel,
                 groups=panel.grid.columns[columns[0]].groups,
+                apart=len(own) > 1,
             )
-            for matrix in layouts.matrices(lane)
+            for matrix, own in zip(layouts.matrices(lane), sent[::parts], strict=True)
         )
+        tensors = [tensor for own in sent for tensor in own]
         timeout_s = self.engine.policy.answer_timeout_s * _LOAD_TIMEOUT_FACTOR
         await peer.ask(Load(sheets, parts=parts, step=step), tensors, timeout_s=timeout_s)
 

@@ -117,8 +117,7 @@ class Layouts:
 
     def matrices(self, lane: int) -> range:
         """Return the numbers of a lane's matrices, counted over all lanes."""
-        parts = self._sharing.parts
-        return range(lane * parts, (lane + 1) * parts)
+        return self._sharing.matrices(lane)
 
     def _handles(self, lane: int, columns: Sequence[int]) -> tuple[bytes, ...]:
         return tuple(self.panel.slice_handle(column, matrix) for matrix in self.matrices(lane) for column in columns)

@@ -1,7 +1,7 @@
 """The arithmetic of one panel at the owner: what devices hold and get of it, and what their answers amount to."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
 
@@ -14,13 +14,13 @@ from awfulowl.arithmetic.numbers import Integers, fewest_bytes, integers
 from awfulowl.arithmetic.packing import pack
 from awfulowl.arithmetic.products import fastest
 from awfulowl.arithmetic.quantise import dequantise, quantise, steps
-from awfulowl.blocks.grid import rectangle
+from awfulowl.blocks.grid import rectangle, tiled
 from awfulowl.blocks.kernels import product
 from awfulowl.errors import InputError, ModelError
 from awfulowl.owner.layout import Layout
 from awfulowl.placement.plan import Panel
-from awfulowl.randomness import Entropy, Seeded
-from awfulowl.veil.base import SharedInputs, SharedWeights, Sharing
+from awfulowl.randomness import Entropy, Seeded, expanded
+from awfulowl.veil.base import MOST_SEEDS, SharedInputs, SharedWeights, Sharing
 from awfulowl.verification.exact import ExactCheck, ExactExpectation
 from awfulowl.verification.freivalds import Check, Expectation
 from awfulowl.verification.training import TrainingCheck
@@ -45,8 +45,6 @@ class Numbers(ABC):
 
     width: int
     """Bytes of each number in an answer; 0 stands for float32."""
-    weight_bytes: int
-    """Bytes that a device holds for each weight of the panel."""
     parts: int = 1
     """Tensors that `matrices` returns for each matrix."""
     fetched: int = 1
@@ -65,6 +63,16 @@ class Numbers(ABC):
         Raises:
             ModelError: the weights are not those that the check was made for.
         """
+
+    def sent(
+        self, check: AnyCheck, lane: int, rows: Sequence[int], columns: Sequence[int]
+    ) -> list[Sequence[Tensor | Seeded]]:
+        """Return `matrices` as they travel: each as one tensor, or as its blocks, row by row, where these are seeds."""
+        return [[matrix] for matrix in self.matrices(check, lane, rows, columns)]
+
+    @abstractmethod
+    def held_bytes(self, lane: int) -> int:
+        """Return the bytes that a device of a lane holds for each weight of the panel."""
 
     @abstractmethod
     def is_matrix(
@@ -108,7 +116,6 @@ class Floats(Numbers):
     """float32, as everybody multiplies: answers differ in their last bits, and inputs are what they are."""
 
     width = 0
-    weight_bytes = 4
 
     def __init__(self, panel: Panel, weights: Sequence[Tensor], sharing: Sharing) -> None:
         self._panel = panel
@@ -127,6 +134,11 @@ class Floats(Numbers):
                 self._panel, check, rectangle(self._weights, self._panel.grid, rows, columns, mapped), rows, columns
             )
         ]
+
+    def held_bytes(self, lane: int) -> int:
+        """Return the size of a float32."""
+        del lane
+        return 4
 
     def is_matrix(
         self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: list[Tensor]
@@ -187,7 +199,6 @@ class Exact(Numbers):
         self._shared_weights = SharedWeights(sharing, numbers.ring, entropy)
         self._bound: Final = largest_sum(self._rounded, numbers)
         self.width = numbers.ring_bytes if sharing.shares > 1 else fewest_bytes(self._bound)
-        self.weight_bytes = numbers.ring_bytes * sharing.parts if sharing.hides_weights else numbers.dtype.itemsize
 
     def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> ExactCheck:
         """Draw secrets for a check without a tolerance."""
@@ -199,17 +210,39 @@ class Exact(Numbers):
         """Return the integers of the blocks, or a lane's shares of them."""
         if not self._sharing.hides_weights:
             return [self._block(check, rows, columns)]
-        by_column = [self._shares(lane, self._block(check, rows, [column]), rows, column) for column in columns]
-        return [torch.cat(parts, dim=1) for parts in zip(*by_column, strict=True)]
+        return [_whole(blocks, len(columns)) for blocks in self._shares(check, lane, rows, columns)]
 
-    def _shares(self, lane: int, block: Tensor, rows: Sequence[int], column: int) -> list[Tensor]:
-        """Return a lane's shares of a block, row by row: what is held together may differ from lane to lane."""
-        sizes = [self._panel.grid.rows[row].size for row in rows]
-        by_row = [
-            self._shared_weights.matrices(lane, own, (row, column))
-            for row, own in zip(rows, torch.split(block, sizes), strict=True)
+    def sent(
+        self, check: AnyCheck, lane: int, rows: Sequence[int], columns: Sequence[int]
+    ) -> list[Sequence[Tensor | Seeded]]:
+        """Return seeds of random shares, as far as a message may have as many; the rest whole."""
+        if not self._sharing.hides_weights:
+            return super().sent(check, lane, rows, columns)
+        return [
+            blocks
+            if len(blocks) <= MOST_SEEDS and all(isinstance(block, Seeded) for block in blocks)
+            else [_whole(blocks, len(columns))]
+            for blocks in self._shares(check, lane, rows, columns)
         ]
-        return [torch.cat(parts) for parts in zip(*by_row, strict=True)]
+
+    def _shares(
+        self, check: AnyCheck, lane: int, rows: Sequence[int], columns: Sequence[int]
+    ) -> Iterator[Sequence[Tensor | Seeded]]:
+        """Return a lane's matrices in blocks, row by row: what is held together may differ from lane to lane."""
+        sizes = [self._panel.grid.rows[row].size for row in rows]
+        strips = zip(*(torch.split(self._block(check, rows, [column]), sizes) for column in columns), strict=True)
+        shares = [
+            self._shared_weights.matrices(lane, block, (row, column))
+            for row, strip in zip(rows, strips, strict=True)
+            for column, block in zip(columns, strip, strict=True)
+        ]
+        return zip(*shares, strict=True)
+
+    def held_bytes(self, lane: int) -> int:
+        """Return the size of an integer, or of a lane's shares of one."""
+        if not self._sharing.hides_weights:
+            return self._numbers.dtype.itemsize
+        return self._numbers.ring_bytes * len(self._sharing.matrices(lane))
 
     def is_matrix(
         self, check: AnyCheck, place: tuple[int, int], rows: Sequence[int], columns: Sequence[int], found: list[Tensor]
@@ -269,9 +302,9 @@ class Exact(Numbers):
     def answer(self, check: AnyCheck, layout: Layout, inputs: Sequence[Tensor | Seeded]) -> list[Tensor]:
         """Return what an honest device answers to a request, computed here: the slow way to find out who lied."""
         grid, backend = self._panel.grid, fastest()
-        x = torch.cat([one.expand() if isinstance(one, Seeded) else one for one in inputs], dim=1)
+        x = torch.cat([expanded(one) for one in inputs], dim=1)
         widths = [grid.columns[column].span.size for column in layout.columns]
-        by_part = torch.split(x, widths * self._sharing.parts, dim=1)
+        by_part = torch.split(x, widths * len(self._sharing.matrices(layout.lane)), dim=1)
         answers: list[Tensor] = []
         for term in layout.terms:
             total: Tensor | None = None
@@ -285,6 +318,10 @@ class Exact(Numbers):
             if total is not None:
                 answers += pack(total, self.width)
         return answers
+
+
+def _whole(blocks: Sequence[Tensor | Seeded], across: int) -> Tensor:
+    return tiled([expanded(block) for block in blocks], across)
 
 
 def _verified(panel: Panel, check: AnyCheck, block: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:

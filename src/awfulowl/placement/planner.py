@@ -112,7 +112,7 @@ def _panel(index: int, draft: _Draft, dealer: Dealer, options: Options, entropy:
             for column, rows in parcel.rows.items()
         )
     edges = pairwise(accumulate((layer.shape[0] for layer in layers), initial=0))
-    matrices = len(lanes.lanes) * sharing_of(options.sharing).parts
+    matrices = sharing_of(options.sharing).matrices(len(lanes.lanes) - 1).stop
     return Panel(
         name=name,
         members=tuple(Member(layer.product, Span(*edge)) for layer, edge in zip(layers, edges, strict=True)),

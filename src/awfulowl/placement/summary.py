@@ -137,8 +137,8 @@ def _panel(panel: Panel, plan: Plan) -> PanelSummary:
 
 
 def _whole_shares(sharing: Sharing, lane: int) -> int:
-    """Return how many vectors of a lane travel whole: the last share does, random ones go as seeds."""
-    return sum(share == sharing.shares - 1 for _, share in sharing.products(lane))
+    """Return how many vectors of a lane travel whole: sums with the last share do, random shares go as seeds."""
+    return sum(sharing.shares - 1 in wanted for _, wanted in sharing.products(lane))
 
 
 def _number_bytes(panel: Panel, sharing: Sharing) -> tuple[int, int]:
@@ -172,7 +172,7 @@ def _devices(plan: Plan) -> tuple[DeviceSummary, ...]:
     for panel in plan.panels:
         for cell in panel.cells:
             size = weights(panel.grid, cell.column, cell.rows)
-            flops[cell.holders[0]] += 2 * size * panel.positions * sharing.parts
+            flops[cell.holders[0]] += 2 * size * panel.positions * len(sharing.matrices(cell.lane))
             for name in cell.holders:
                 blocks[name] += len(cell.rows)
                 parameters[name] += size

@@ -9,7 +9,7 @@ for each answer, and more lanes than suffice.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
@@ -19,11 +19,11 @@ from awfulowl.blocks.grid import Grid, take
 from awfulowl.errors import LocalError
 from awfulowl.randomness import Entropy, Seeded, derive
 
-_MOST_SEEDS: Final = 256
-"""Of one vector in one message, which has at most two vectors and 1024 tensors (`limits`)."""
+MOST_SEEDS: Final = 256
+"""Of one vector or matrix in one message, which has at most two of them and 1024 tensors (`limits`)."""
 
 Sum = tuple[int, ...]
-"""Shares of W, by number, that are added up."""
+"""Shares, by number, that are added up."""
 
 
 class Sharing(ABC):
@@ -43,13 +43,13 @@ class Sharing(ABC):
     """Whether weights need as many lanes as inputs; otherwise each lane holds them."""
 
     @abstractmethod
-    def products(self, lane: int) -> Sequence[tuple[Sum, int]]:
-        """Return what a lane multiplies: sums of shares of W (all of W where it is not hidden), and shares of x."""
+    def products(self, lane: int) -> Sequence[tuple[Sum, Sum]]:
+        """Return what a lane multiplies: sums of shares of W (all of W where it is not hidden), and of x."""
 
-    @property
-    def parts(self) -> int:
-        """How many matrices a lane holds, side by side."""
-        return len(self.products(0))
+    def matrices(self, lane: int) -> range:
+        """Return the numbers of the matrices that a lane holds, counted over all lanes."""
+        first = sum(len(self.products(before)) for before in range(lane))
+        return range(first, first + len(self.products(lane)))
 
 
 class Unshared(Sharing):
@@ -60,17 +60,17 @@ class Unshared(Sharing):
     whole = ((0, 0),)
     hides_weights = False
 
-    def products(self, lane: int) -> Sequence[tuple[Sum, int]]:
+    def products(self, lane: int) -> Sequence[tuple[Sum, Sum]]:
         """Return W x."""
         del lane
-        return (((0,), 0),)
+        return (((0,), (0,)),)
 
 
 class SharedInputs:
     """A batch of inputs, split afresh: who gets what, and who got what.
 
     Each random share has a seed of its own for each column, so that a device gets the seeds of its columns, 32 bytes
-    for each, and can make nothing of the others. The last share is x less the others, and travels whole.
+    for each, and can make nothing of the others. The last share is x less the others; sums with it travel whole.
     """
 
     def __init__(self, sharing: Sharing, x: Tensor, grid: Grid, ring: torch.dtype, entropy: Entropy) -> None:
@@ -83,14 +83,20 @@ class SharedInputs:
             raise LocalError(f"sharing '{sharing.name}' of {ring} would show the inputs; nothing was split")
         self._sharing = sharing
         self._grid = grid
-        self._random: Final = [
+        random = [
             [Seeded(entropy.seed(), ring, (len(x), column.span.size, *x.shape[2:])) for column in grid.columns]
             for _ in range(sharing.shares - 1)
         ]
-        self._last = x if not self._random else x.to(ring, copy=True)
-        for share in self._random:
-            for column, numbers in zip(grid.columns, share, strict=True):
-                self._last[:, column.span.start : column.span.stop] -= numbers.expand()
+        self._random: Final = list(zip(*random, strict=True))
+        self._whole: Final = {
+            wanted: _first(x, ring, wanted, sharing.shares) if random else x
+            for lane in range(sharing.lanes)
+            for _, wanted in sharing.products(lane)
+            if not _is_random(wanted, sharing.shares)
+        }
+        for column, numbers in zip(grid.columns, self._random, strict=False):
+            part = slice(column.span.start, column.span.stop)
+            _add_up({wanted: whole[:, part] for wanted, whole in self._whole.items()}, numbers)
         self._given: dict[tuple[str, int], int] = {}
 
     def inputs(self, lane: int, columns: Sequence[int], domain: str) -> list[Tensor | Seeded]:
@@ -106,22 +112,23 @@ class SharedInputs:
                     f"domain '{domain}' would get two shares of the same inputs, those of column {column}; "
                     "nothing was sent to it. This is a defect of the placement: please report it"
                 )
-        return [piece for _, share in self._sharing.products(lane) for piece in self._pieces(share, columns)]
+        return [piece for _, wanted in self._sharing.products(lane) for piece in self._pieces(wanted, columns)]
 
-    def _pieces(self, share: int, columns: Sequence[int]) -> list[Tensor | Seeded]:
-        if share < len(self._random):
-            seeded = [self._random[share][column] for column in columns]
-            # As many seeds as a message may have tensors: beyond, numbers travel.
-            many = len(seeded) > _MOST_SEEDS
-            return [torch.cat([one.expand() for one in seeded], dim=1)] if many else [*seeded]
-        return [take(self._last, self._grid, columns).contiguous()]
+    def _pieces(self, wanted: Sum, columns: Sequence[int]) -> list[Tensor | Seeded]:
+        if wanted in self._whole:
+            return [take(self._whole[wanted], self._grid, columns).contiguous()]
+        seeded = [self._random[column][wanted[0]] for column in columns]
+        # As many seeds as a message may have tensors: beyond, numbers travel.
+        many = len(seeded) > MOST_SEEDS
+        return [torch.cat([one.expand() for one in seeded], dim=1)] if many else [*seeded]
 
 
 class SharedWeights:
     """Shares of weights, made anew whenever they are wanted: nothing but a key is kept.
 
-    A random share of a block is derived from the key, its number and the block's place, so whoever takes a lane over
-    later is given the very numbers that its predecessor had.
+    A random share of a block has a seed, derived from the key, its number and the block's place, so whoever takes a
+    lane over later is given the very numbers that its predecessor had, and who has the seeds of a block can make
+    nothing of the others.
     """
 
     def __init__(self, sharing: Sharing, ring: torch.dtype, entropy: Entropy) -> None:
@@ -129,24 +136,46 @@ class SharedWeights:
         self._ring = ring
         self._key = entropy.seed()
 
-    def matrices(self, lane: int, block: Tensor, place: Sequence[int]) -> list[Tensor]:
-        """Return the matrices of a lane for a block of integers, each of its shape.
+    def matrices(self, lane: int, block: Tensor, place: Sequence[int]) -> list[Tensor | Seeded]:
+        """Return the matrices of a lane for a block of integers, each of its shape; random shares as their seeds.
 
         Args:
             lane: of the sharing.
             block: (outputs, inputs / groups, *size).
             place: numbers that say which block it is.
         """
+        products = self._sharing.products(lane)
         if not self._sharing.hides_weights:
-            return [block for _ in self._sharing.products(lane)]
-        return [self._add(block, place, wanted) for wanted, _ in self._sharing.products(lane)]
+            return [block for _ in products]
+        random = [
+            Seeded(derive(self._key, share, *place), self._ring, tuple(block.shape))
+            for share in range(self._sharing.shares - 1)
+        ]
+        sums = {
+            wanted: _first(block, self._ring, wanted, self._sharing.shares)
+            for wanted, _ in products
+            if not _is_random(wanted, self._sharing.shares)
+        }
+        _add_up(sums, random)
+        return [sums[wanted] if wanted in sums else random[wanted[0]] for wanted, _ in products]
 
-    def _add(self, block: Tensor, place: Sequence[int], wanted: Sum) -> Tensor:
-        last = self._sharing.shares - 1 in wanted
-        total = block.to(self._ring, copy=True) if last else torch.zeros(block.shape, dtype=self._ring)
-        for share in range(self._sharing.shares - 1):
-            factor = (share in wanted) - last  # the last share is the block less each of the others
-            if factor:
-                seed = derive(self._key, share, *place)
-                total.add_(Seeded(seed, self._ring, tuple(block.shape)).expand(), alpha=factor)
-        return total
+
+def _is_random(wanted: Sum, shares: int) -> bool:
+    """Say whether a sum is a random share alone, which travels as its seed."""
+    return len(wanted) == 1 and shares - 1 not in wanted
+
+
+def _first(secret: Tensor, ring: torch.dtype, wanted: Sum, shares: int) -> Tensor:
+    """Return what a sum of shares is before `_add_up`: the last share is the secret less each of the others."""
+    return secret.to(ring, copy=True) if shares - 1 in wanted else torch.zeros(secret.shape, dtype=ring)
+
+
+def _add_up(sums: Mapping[Sum, Tensor], random: Sequence[Seeded]) -> None:
+    """Add random shares to sums that have them, and take them from the last share in those that have that one."""
+    for share, numbers in enumerate(random):
+        factors = {wanted: (share in wanted) - (len(random) in wanted) for wanted in sums}
+        if any(factors.values()):
+            drawn = numbers.expand()
+            for wanted, factor in factors.items():
+                if factor:
+                    sums[wanted].add_(drawn, alpha=factor)

@@ -8,10 +8,11 @@ hijacking (P3) and, with weights, possession (P1, P2).
 independent of x: for each v there is exactly one u with x - u = v. So of k shares u_1, ..., u_(k-1), x - Σ u_i
 any k - 1 are uniform and independent of x: each set misses one, and it is the pad of the rest.
 
-**Assumptions.** Domains do not pool what they get, beyond the threshold. Random shares are keystreams of AES-256 under
-fresh keys from the operating system's generator, so "uniform" holds against whoever cannot break AES. Shares are drawn
-for each vector anew, and never used twice. The owner's guard (`base.SharedInputs`) and the placement keep two lanes of
-a column out of one domain, over the whole history.
+**Assumptions.** Domains do not pool what they get, beyond the threshold. Random shares are keystreams of AES-256: those
+of vectors under fresh keys from the operating system's generator, never used twice; those of weights under keys that
+keyed BLAKE2b derives for each block and share from one such key, so that whoever takes over from a device gets what it
+had. "Uniform" holds against whoever can break neither. The owner's guard (`base.SharedInputs`) and the placement keep
+two lanes of a column out of one domain, over the whole history, whether shares travel as numbers or as seeds.
 
 **Not hidden**: shapes, how many vectors there are and when, which layer a block belongs to (by its traffic), which
 arithmetic is used; whether an answer was accepted, as far as behaviour shows it. Activations between layers are at the
@@ -50,23 +51,28 @@ class InputShares(Sharing):
         self.name = f"inputs:{shares}"
         self.shares = self.lanes = self.threshold = shares
 
-    def products(self, lane: int) -> Sequence[tuple[Sum, int]]:
+    def products(self, lane: int) -> Sequence[tuple[Sum, Sum]]:
         """Return W x_i."""
-        return (((), lane),)
+        return (((), (lane,)),)
 
 
 class Replicated(Sharing):
-    """Three shares of weights and of inputs, two of each to every one of three domains.
+    """Three shares of weights and of inputs, at most two of each to every one of three domains.
 
-    Domain i answers (W_i + W_(i+1)) x_i + W_i x_(i+1), which are three of the nine products W_i x_j, and the three
-    domains' answers are all nine (Araki, Furukawa, Lindell, Nof, Ohara, "High-throughput semi-honest secure three-party
-    computation with an honest majority", 2016, without its re-sharing: the owner adds the answers up).
+    Domains answer W_0 x_1 + W_1 x_0, (W_1 + W_2)(x_1 + x_2) and W_2 x_0 + W_0 (x_0 + x_2): together all nine W_i x_j
+    (Araki, Furukawa, Lindell, Nof, Ohara, "High-throughput semi-honest secure three-party computation with an honest
+    majority", 2016, without its re-sharing: the owner adds the answers up). There each domain has three of the nine,
+    W_i (x_i + x_(i+1)) + W_(i+1) x_i. Dealt out as here they are five products instead of six, and each factor is
+    either a random share, which travels as its seed, or a sum with the last one, which travels whole: of the weights
+    two, W_1 + W_2 = W - W_0 and W_2.
 
-    **Theorem.** One domain learns nothing of weights, inputs and outputs. **Proof.** It holds W_i + W_(i+1) and
-    W_i, which is to say two of three shares of W, and two of three of x: by the lemma all uniform, and
-    independent of W and of x. Its answer is made of these. Of outputs it sees no other part. Two domains have
-    all three shares of both, so they learn everything: a coalition with a share f of many domains sees and
-    holds 3 f² - 2 f³.
+    **Theorem.** One domain learns nothing of weights, inputs and outputs. **Proof.** It holds at most two of three
+    shares of W, or their sum, and the same of x: by the lemma all uniform, and independent of W and of x. Its answer
+    is made of these. Of outputs it sees no other part. Any two domains have all three shares of both, so they learn
+    everything: a coalition with a share f of many domains sees and holds 3 f² - 2 f³.
+
+    **Fewest bytes.** Seeds say nothing of W. If all that depends on W were at one domain, the others' answers would not
+    depend on it either, and that domain would have to multiply W by all of x. So two whole copies of W are the least.
 
     Lies are not detected by comparing replicas, as in protocols without a trusted party: the owner checks the sum.
     """
@@ -74,13 +80,19 @@ class Replicated(Sharing):
     name = "replicated"
     shares = lanes = 3
     threshold = 2
-    whole = ((0, 0), (2, 1))
+    whole = ((0, 0), (1, 0))
     hides_weights = True
 
-    def products(self, lane: int) -> Sequence[tuple[Sum, int]]:
-        """Return (W_i + W_(i+1)) x_i and W_i x_(i+1)."""
-        after = (lane + 1) % 3
-        return (((lane, after), lane), ((lane,), after))
+    def products(self, lane: int) -> Sequence[tuple[Sum, Sum]]:
+        """Return W_0 x_1 and W_1 x_0, or (W_1 + W_2)(x_1 + x_2), or W_2 x_0 and W_0 (x_0 + x_2)."""
+        return _REPLICATED[lane]
+
+
+_REPLICATED = (
+    (((0,), (1,)), ((1,), (0,))),
+    (((1, 2), (1, 2)),),
+    (((2,), (0,)), ((0,), (0, 2))),
+)
 
 
 SHARINGS = ("inputs:2", "inputs:3", "replicated")

@@ -1,7 +1,6 @@
 """What every sharing keeps: the product in its ring, the inputs as they were, and the same numbers for one place."""
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from torch import Tensor
 from awfulowl.arithmetic.numbers import INTEGERS, Integers
 from awfulowl.blocks.grid import Grid, make_grid, rectangle, take
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel, product
-from awfulowl.randomness import Entropy, Seeded
+from awfulowl.randomness import Entropy, Seeded, expanded
 from awfulowl.veil.base import SharedInputs, SharedWeights, Sharing, Unshared
 from awfulowl.veil.shares import MOST_SHARES, SHARINGS, sharing_of
 
@@ -86,9 +85,9 @@ def block_of(case: Case, column: int, numbers: Integers) -> Tensor:
     return rectangle([case.weight], case.grid, case.grid.columns[column].rows, [column], empty).to(numbers.dtype)
 
 
-def expanded(pieces: Sequence[Tensor | Seeded]) -> list[Tensor]:
+def numbers_in(pieces: Sequence[Tensor | Seeded]) -> list[Tensor]:
     """What a device gets, as it multiplies it."""
-    return [piece.expand() if isinstance(piece, Seeded) else piece for piece in pieces]
+    return [expanded(piece) for piece in pieces]
 
 
 def lane_product(case: Case, numbers: Integers, vectors: Tensor, matrices: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -119,10 +118,12 @@ def test_the_answers_of_all_lanes_add_up_to_the_product(
     weights = SharedWeights(sharing, numbers.ring, entropy)
     total = torch.zeros((), dtype=torch.int64)
     for lane in range(sharing.lanes):
-        vectors = torch.cat(expanded(inputs.inputs(lane, case.columns, f"party{lane}")), dim=1)
-        matrices = [weights.matrices(lane, block_of(case, column, numbers), (3, column)) for column in case.columns]
-        assert {len(own) for own in matrices} == {sharing.parts}
-        assert vectors.shape[1] == sharing.parts * case.grid.inputs
+        vectors = torch.cat(numbers_in(inputs.inputs(lane, case.columns, f"party{lane}")), dim=1)
+        matrices = [
+            numbers_in(weights.matrices(lane, block_of(case, column, numbers), (3, column))) for column in case.columns
+        ]
+        assert {len(own) for own in matrices} == {len(sharing.matrices(lane))}
+        assert vectors.shape[1] == len(sharing.matrices(lane)) * case.grid.inputs
         total = total + lane_product(case, numbers, vectors, matrices)
     # To the ring's type: what is beyond its bits wraps around.
     true = product(case.grid.kernel, case.weight, case.x, case.grid.groups)
@@ -140,7 +141,7 @@ def test_the_matrices_of_whole_add_up_to_the_weights(sharing: Sharing, numbers: 
     for column in case.columns:
         block = block_of(case, column, numbers)
         before = block.clone()
-        parts = [weights.matrices(lane, block, (column,))[part] for lane, part in sharing.whole]
+        parts = [expanded(weights.matrices(lane, block, (column,))[part]) for lane, part in sharing.whole]
         total = torch.stack(parts).to(numbers.ring).sum(0, dtype=numbers.ring)
         assert torch.equal(total, block.to(numbers.ring))
         assert torch.equal(block, before)
@@ -158,9 +159,9 @@ def test_columns_in_any_order_are_cut_out_of_the_whole(
     columns = data.draw(st.lists(st.sampled_from(case.columns), min_size=1, unique=True))
     inputs = SharedInputs(sharing, case.x.to(numbers.dtype), case.grid, numbers.ring, Entropy(case.seed))
     for lane in range(sharing.lanes):
-        whole = torch.cat(expanded(inputs.inputs(lane, case.columns, f"party{lane}")), dim=1)
+        whole = torch.cat(numbers_in(inputs.inputs(lane, case.columns, f"party{lane}")), dim=1)
         shares = torch.split(whole, case.grid.inputs, dim=1)
-        own = torch.cat(expanded(inputs.inputs(lane, columns, f"party{lane}")), dim=1)
+        own = torch.cat(numbers_in(inputs.inputs(lane, columns, f"party{lane}")), dim=1)
         assert torch.equal(own, torch.cat([take(share, case.grid, columns) for share in shares], dim=1))
 
 
@@ -186,15 +187,15 @@ def test_numbers_that_are_of_the_ring_already_are_not_changed(sharing: Sharing, 
 @each_numbers
 @each_sharing
 def test_seeds_and_numbers_are_what_the_wire_is_to_carry(sharing: Sharing, numbers: Integers) -> None:
-    """Of random shares one seed for each column; the last share is one contiguous tensor of the ring."""
+    """Of random shares one seed for each column; sums with the last share are one contiguous tensor of the ring."""
     case = example(numbers)
     inputs = SharedInputs(sharing, case.x.to(numbers.dtype), case.grid, numbers.ring, Entropy(0))
     for lane in range(sharing.lanes):
         pieces = inputs.inputs(lane, case.columns, f"party{lane}")
         last = [piece for piece in pieces if isinstance(piece, Tensor)]
         seeded = [piece for piece in pieces if isinstance(piece, Seeded)]
-        own = [share for _, share in sharing.products(lane)]
-        assert len(last) == own.count(sharing.shares - 1)
+        own = [wanted for _, wanted in sharing.products(lane)]
+        assert len(last) == sum(sharing.shares - 1 in wanted for wanted in own)
         assert len(seeded) == (len(own) - len(last)) * len(case.columns)
         assert all(piece.is_contiguous() for piece in last)
         assert {piece.dtype for piece in pieces} == {numbers.dtype if sharing.shares == 1 else numbers.ring}
@@ -211,8 +212,8 @@ def test_nobody_has_a_seed_of_somebody_elses_column(sharing: Sharing) -> None:
     ]
     counted = Counter(itertools.chain.from_iterable(seeds))
     # Each share goes to as many lanes as have it among their products, and to those for one column only.
-    have = Counter(share for lane in range(sharing.lanes) for _, share in sharing.products(lane))
-    assert sorted(counted.values()) == sorted(have[share] for share in range(sharing.shares - 1) for _ in case.columns)
+    have = Counter(wanted for lane in range(sharing.lanes) for _, wanted in sharing.products(lane))
+    assert sorted(counted.values()) == sorted(have[share,] for share in range(sharing.shares - 1) for _ in case.columns)
 
 
 @each_numbers
@@ -221,7 +222,7 @@ def test_the_same_inputs_are_shared_afresh(sharing: Sharing, numbers: Integers) 
     case, entropy = example(numbers), Entropy(0)
     one, other = (SharedInputs(sharing, case.x.to(numbers.dtype), case.grid, numbers.ring, entropy) for _ in range(2))
     for lane, column in itertools.product(range(sharing.lanes), case.columns):
-        first, second = (expanded(each.inputs(lane, [column], f"party{lane}")) for each in (one, other))
+        first, second = (numbers_in(each.inputs(lane, [column], f"party{lane}")) for each in (one, other))
         for mine, theirs in zip(first, second, strict=True):
             assert torch.equal(mine, theirs) == isinstance(sharing, Unshared)
 
@@ -233,28 +234,60 @@ def test_weights_of_one_place_are_shared_alike_again(sharing: Sharing, numbers: 
     entropy = Entropy(0)
     weights, others = (SharedWeights(sharing, numbers.ring, entropy) for _ in range(2))
     for lane in range(sharing.lanes):
-        first = weights.matrices(lane, block, (5, 2))
-        assert all(map(torch.equal, first, weights.matrices(lane, block, (5, 2))))
+        first, again, *changed = (
+            numbers_in(key.matrices(lane, block, place))
+            for key, place in (
+                (weights, (5, 2)),
+                (weights, (5, 2)),
+                (weights, (5, 3)),
+                (weights, (2, 5)),
+                (others, (5, 2)),
+            )
+        )
+        assert all(map(torch.equal, first, again))
         assert {matrix.dtype for matrix in first} == {numbers.ring if sharing.hides_weights else numbers.dtype}
-        for changed in (weights.matrices(lane, block, (5, 3)), weights.matrices(lane, block, (2, 5))):
-            equal = [torch.equal(*pair) for pair in zip(first, changed, strict=True)]
-            assert equal == [not sharing.hides_weights] * sharing.parts
-        equal = [torch.equal(*pair) for pair in zip(first, others.matrices(lane, block, (5, 2)), strict=True)]
-        assert equal == [not sharing.hides_weights] * sharing.parts
+        for other in changed:
+            equal = [torch.equal(*pair) for pair in zip(first, other, strict=True)]
+            assert equal == [not sharing.hides_weights] * len(sharing.matrices(lane))
+
+
+@each_numbers
+@each_sharing
+def test_of_weights_random_shares_alone_are_seeds_and_only_their_lanes_have_them(
+    sharing: Sharing, numbers: Integers
+) -> None:
+    """Every block and share has a seed of its own; two whole copies are sent of hidden weights, whatever the lanes."""
+    block = example(numbers).weight.to(numbers.dtype)
+    weights = SharedWeights(sharing, numbers.ring, Entropy(0))
+    places = [(0, 0), (0, 1), (1, 0)]
+    seeds: dict[bytes, set[tuple[object, ...]]] = {}
+    for lane, place in itertools.product(range(sharing.lanes), places):
+        own = weights.matrices(lane, block, place)
+        for (wanted, _), matrix in zip(sharing.products(lane), own, strict=True):
+            random = len(wanted) == 1 and wanted[0] < sharing.shares - 1 and sharing.hides_weights
+            assert isinstance(matrix, Seeded) == random
+            assert tuple(matrix.shape) == tuple(block.shape)
+            if isinstance(matrix, Seeded):
+                seeds.setdefault(matrix.seed, set()).add((wanted, place))
+    assert all(len(meant) == 1 for meant in seeds.values())
+    assert len(seeds) == (sharing.shares - 1) * len(places) * sharing.hides_weights
+    if sharing.hides_weights:
+        assert sum(sharing.shares - 1 in own for lane in range(sharing.lanes) for own, _ in sharing.products(lane)) == 2
 
 
 @each_sharing
 def test_every_share_of_the_weights_meets_every_share_of_the_inputs_once(sharing: Sharing) -> None:
     """Σ W_i Σ x_j, written out: each product belongs to exactly one lane."""
     met = Counter(
-        (share_of_weights, share)
+        pair
         for lane in range(sharing.lanes)
-        for wanted, share in sharing.products(lane)
-        for share_of_weights in (wanted if sharing.hides_weights else (0,))
+        for wanted, of_inputs in sharing.products(lane)
+        for pair in itertools.product(wanted if sharing.hides_weights else (0,), of_inputs)
     )
     of_weights = sharing.shares if sharing.hides_weights else 1
     assert met == Counter(itertools.product(range(of_weights), range(sharing.shares)))
-    assert {len(sharing.products(lane)) for lane in range(sharing.lanes)} == {sharing.parts}
+    numbered = [number for lane in range(sharing.lanes) for number in sharing.matrices(lane)]
+    assert numbered == list(range(sum(len(sharing.products(lane)) for lane in range(sharing.lanes))))
 
 
 def spanned(vectors: Sequence[int]) -> set[int]:
@@ -272,7 +305,7 @@ def test_so_many_lanes_learn_everything_and_fewer_nothing(sharing: Sharing) -> N
     for count in range(1, sharing.lanes + 1):
         for lanes in itertools.combinations(range(sharing.lanes), count):
             held = [pair for lane in lanes for pair in sharing.products(lane)]
-            inputs = spanned([1 << share for _, share in held])
+            inputs = spanned([sum(1 << share for share in wanted) for _, wanted in held])
             assert (every in inputs) == (count >= sharing.threshold)
             if sharing.hides_weights:
                 weights = spanned([sum(1 << share for share in wanted) for wanted, _ in held])
@@ -281,10 +314,10 @@ def test_so_many_lanes_learn_everything_and_fewer_nothing(sharing: Sharing) -> N
 
 @each_sharing
 def test_whole_names_matrices_that_there_are(sharing: Sharing) -> None:
-    assert all(0 <= lane < sharing.lanes and 0 <= part < sharing.parts for lane, part in sharing.whole)
+    assert all(0 <= lane < sharing.lanes and 0 <= part < len(sharing.matrices(lane)) for lane, part in sharing.whole)
     assert len(set(sharing.whole)) == len(sharing.whole)
     assert 1 <= sharing.threshold <= sharing.lanes
-    assert math.prod((sharing.lanes, sharing.parts)) >= sharing.shares
+    assert sharing.matrices(sharing.lanes - 1).stop >= sharing.shares
 
 
 def test_every_sharing_is_tested_here() -> None:

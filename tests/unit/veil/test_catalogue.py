@@ -8,7 +8,8 @@ from awfulowl.veil.shares import MOST_SHARES, SHARINGS, InputShares, Replicated,
 
 def test_no_name_shares_nothing() -> None:
     sharing = sharing_of(None)
-    assert (sharing.name, sharing.shares, sharing.lanes, sharing.threshold, sharing.parts) == ("none", 1, 1, 1, 1)
+    assert (sharing.name, sharing.shares, sharing.lanes, sharing.threshold) == ("none", 1, 1, 1)
+    assert sharing.matrices(0) == range(1)
     assert not sharing.hides_weights
 
 
@@ -17,14 +18,16 @@ def test_inputs_are_split_into_as_many_as_are_named(count: int) -> None:
     sharing = sharing_of(f"inputs:{count}")
     assert isinstance(sharing, InputShares)
     assert sharing.name == f"inputs:{count}"
-    assert (sharing.shares, sharing.lanes, sharing.threshold, sharing.parts) == (count, count, count, 1)
+    assert (sharing.shares, sharing.lanes, sharing.threshold) == (count, count, count)
+    assert [sharing.matrices(lane) for lane in range(count)] == [range(lane, lane + 1) for lane in range(count)]
     assert not sharing.hides_weights
 
 
 def test_replicated_shares_hide_weights_too() -> None:
     sharing = sharing_of("replicated")
     assert isinstance(sharing, Replicated)
-    assert (sharing.shares, sharing.lanes, sharing.threshold, sharing.parts) == (3, 3, 2, 2)
+    assert (sharing.shares, sharing.lanes, sharing.threshold) == (3, 3, 2)
+    assert [sharing.matrices(lane) for lane in range(3)] == [range(2), range(2, 3), range(3, 5)]
     assert sharing.hides_weights
 
 

@@ -57,7 +57,7 @@ def test_a_failover_within_the_domain_gets_the_same_numbers(sharing: Sharing) ->
         assert content(inputs.inputs(lane, [2, 0], f"party{lane}")) == first
     with pytest.raises(LocalError):
         inputs.inputs(1, [0], "party0")
-    assert len(inputs.inputs(0, [0], "party0")) == sharing.parts
+    assert len(inputs.inputs(0, [0], "party0")) == len(sharing.matrices(0))
 
 
 @each_sharing

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from torch import Tensor
 
 from awfulowl.arithmetic.numbers import INTEGERS
 from awfulowl.arithmetic.quantise import quantise, steps
@@ -16,7 +17,7 @@ from awfulowl.placement.cutting import Layer
 from awfulowl.placement.ledger import Device
 from awfulowl.placement.options import Options, Shape
 from awfulowl.placement.plan import Panel
-from awfulowl.randomness import Entropy
+from awfulowl.randomness import Entropy, Seeded, expanded
 from awfulowl.veil.shares import Replicated
 from awfulowl.verification.exact import ExactCheck
 from tests.simulated.world import World, simulate
@@ -82,6 +83,56 @@ def test_blocks_of_a_rectangle_have_shares_of_their_own() -> None:
     blocks = [block for strip in torch.split(matrices, 8) for block in torch.split(strip, 7, dim=1)]
     assert panel.grid.columns[0].span.size == 7
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(blocks[:6], 2))
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.product)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_sent_is_what_is_held(layer: Layer, shape: Shape) -> None:
+    """Random shares as the seed of each block, row by row; of all lanes two matrices travel whole."""
+    panel, numbers, check = owner(layer, shape)
+    whole: set[int] = set()
+    for cell in panel.cells:
+        sent = numbers.sent(check, cell.lane, cell.rows, [cell.column])
+        held = numbers.matrices(check, cell.lane, cell.rows, [cell.column])
+        named = Replicated().matrices(cell.lane)
+        for number, blocks, matrix in zip(named, sent, held, strict=True):
+            assert torch.equal(torch.cat([expanded(block) for block in blocks]), matrix)
+            if isinstance(blocks[0], Tensor):
+                assert len(blocks) == 1
+                whole.add(number)
+            else:
+                assert len(blocks) == len(cell.rows)
+    assert whole == {2, 3}
+
+
+def test_no_two_blocks_shares_or_panels_have_a_seed_in_common() -> None:
+    seeds: dict[bytes, tuple[object, ...]] = {}
+    for number in range(2):  # two panels, each of keys of its own
+        devices = [Device(*pair) for pair in PARTIES.items()]
+        made = plan([LAYERS[0]], devices, 0, block=8, arithmetic="int8", sharing="replicated")
+        (panel,) = made.panels
+        numbers = numbers_of(panel, [torch.zeros(LAYERS[0].shape)], Replicated(), Entropy(number))
+        check = numbers.new_check(Entropy(2), [(0, 1, 2)])
+        columns = range(len(panel.grid.columns))
+        places = list(itertools.product((0, 1, 2), columns))
+        for lane in range(3):
+            sent = numbers.sent(check, lane, (0, 1, 2), columns)
+            for (wanted, _), blocks in zip(Replicated().products(lane), sent, strict=True):
+                for place, block in zip(places, blocks, strict=False):
+                    if isinstance(block, Seeded):
+                        assert seeds.setdefault(block.seed, (number, wanted, place)) == (number, wanted, place)
+    assert len(seeds) == 2 * 2 * len(places)
+
+
+def test_more_blocks_than_a_message_may_have_seeds_travel_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    panel, numbers, check = owner(LAYERS[0], "columns")
+    for most, count in ((6, 6), (5, 1)):
+        monkeypatch.setattr("awfulowl.owner.numbers.MOST_SEEDS", most)
+        sent = numbers.sent(check, 0, (0, 1, 2), [0, 1])
+        assert [len(blocks) for blocks in sent] == [count, count]
+    matrices = numbers.matrices(check, 0, (0, 1, 2), [0, 1])
+    assert all(torch.equal(expanded(blocks[0]), matrix) for blocks, matrix in zip(sent, matrices, strict=True))
+    assert panel.grid.columns[0].rows == (0, 1, 2)
 
 
 def options(shape: Shape) -> Options:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from awfulowl.blocks.grid import make_grid
 from awfulowl.blocks.kernels import Dense
-from awfulowl.randomness import Entropy, Seeded
+from awfulowl.randomness import Entropy, Seeded, expanded
 from awfulowl.veil import base
 from awfulowl.veil.base import SharedInputs, SharedWeights, Sharing, Sum
 from awfulowl.veil.shares import InputShares, Replicated
@@ -32,7 +32,7 @@ def views(sharing: Sharing, lanes: Sequence[int], weight: int, x: int, modulus: 
     held = [product for lane in lanes for product in sharing.products(lane)]
     for pads, others in itertools.product(of_x, of_weights):
         inputs, weights = split(x, pads, modulus), split(weight, others, modulus)
-        seen = [inputs[share] for _, share in held]
+        seen = [sum(inputs[share] for share in wanted) % modulus for _, wanted in held]
         if sharing.hides_weights:
             seen += [sum(weights[share] for share in wanted) % modulus for wanted, _ in held]
         counted[tuple(seen)] += 1
@@ -73,9 +73,9 @@ def test_as_many_as_the_threshold_never_see_the_same_of_two_secrets(sharing: Sha
 class Complementary(Replicated):
     """W_i + W_(i+1) beside W_(i+2), whose sum is W."""
 
-    def products(self, lane: int) -> Sequence[tuple[Sum, int]]:
+    def products(self, lane: int) -> Sequence[tuple[Sum, Sum]]:
         after = (lane + 1) % 3
-        return (((lane, after), lane), (((lane + 2) % 3,), after))
+        return (((lane, after), (lane,)), (((lane + 2) % 3,), (after,)))
 
 
 def test_counting_finds_a_lane_that_holds_too_much() -> None:
@@ -132,7 +132,7 @@ def test_inputs_are_shared_so_that_every_view_comes_once(sharing: Sharing) -> No
         views = []
         for lane in range(sharing.lanes):
             pieces = inputs.inputs(lane, [0], f"party{lane}")
-            views.append([piece.expand() if isinstance(piece, Seeded) else piece for piece in pieces])
+            views.append([expanded(piece) for piece in pieces])
         for lanes in itertools.combinations(range(sharing.lanes), sharing.threshold - 1):
             seen = counted([numbers for lane in lanes for numbers in views[lane]])
             assert bool((seen == pads // len(seen)).all())
@@ -146,14 +146,15 @@ def test_weights_are_shared_so_that_every_view_comes_once(lane: int) -> None:
     weights = SharedWeights(Replicated(), torch.int8, Numbered())
     for true in range(-128, 128, 17):
         block = torch.full((256**2, 1), true, dtype=torch.int8)
-        seen = counted(weights.matrices(lane, block, (0,)))
-        assert bool((seen == 1).all())
+        seen = counted([expanded(matrix) for matrix in weights.matrices(lane, block, (0,))])
+        assert bool((seen == 256**2 // len(seen)).all())
 
 
 @pytest.mark.usefixtures("enumerated")
 def test_counting_in_the_code_finds_a_lane_that_holds_too_much() -> None:
     weights = SharedWeights(Complementary(), torch.int8, Numbered())
     for true in range(-128, 128, 17):
-        seen = counted(weights.matrices(0, torch.full((256**2, 1), true, dtype=torch.int8), (0,)))
+        block = torch.full((256**2, 1), true, dtype=torch.int8)
+        seen = counted([expanded(matrix) for matrix in weights.matrices(0, block, (0,))])
         # One combination for each of 256 numbers: the sum of both is the secret.
         assert int((seen > 0).sum()) == 256

@@ -5,6 +5,7 @@ would fail without a defect; keys are from fixed seeds, so that runs are equal.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from awfulowl.arithmetic.numbers import INTEGERS, Integers
 from awfulowl.blocks.grid import Grid, make_grid
 from awfulowl.blocks.kernels import Dense
-from awfulowl.randomness import Entropy, Seeded, derive
+from awfulowl.randomness import Entropy, Seeded, derive, expanded
 from awfulowl.veil import base
 from awfulowl.veil.base import SharedInputs, SharedWeights, Sharing, Sum
 from awfulowl.veil.shares import InputShares, Replicated
@@ -49,8 +50,7 @@ def inputs_of(sharing: Sharing, x: Tensor, numbers: Integers, entropy: Entropy) 
     views = []
     for lane in range(sharing.lanes):
         pieces = shared.inputs(lane, range(len(GRID.columns)), f"party{lane}")
-        expanded = [piece.expand() if isinstance(piece, Seeded) else piece for piece in pieces]
-        views.append(list(torch.split(torch.cat(expanded, dim=1), SIDE, dim=1)))
+        views.append(list(torch.split(torch.cat([expanded(piece) for piece in pieces], dim=1), SIDE, dim=1)))
     return views
 
 
@@ -60,8 +60,10 @@ def weights_of(sharing: Sharing, weight: Tensor, numbers: Integers, entropy: Ent
     views = []
     for lane in range(sharing.lanes):
         blocks = {
-            place: shared.matrices(lane, weight[half * place[0] :, half * place[1] :][:half, :half], place)
-            for place in itertools.product((0, 1), (0, 1))
+            (i, j): [
+                expanded(own) for own in shared.matrices(lane, weight[half * i :, half * j :][:half, :half], (i, j))
+            ]
+            for i, j in itertools.product((0, 1), (0, 1))
         }
         rows = [[torch.cat(pair, dim=1) for pair in zip(blocks[i, 0], blocks[i, 1], strict=True)] for i in (0, 1)]
         views.append([torch.cat(pair) for pair in zip(*rows, strict=True)])
@@ -141,17 +143,18 @@ def test_each_of_eight_shares_and_any_seven_in_sum_are_noise() -> None:
 
 @pytest.mark.parametrize("lane", [0, 1, 2])
 def test_what_a_replicated_lane_holds_is_noise(lane: int) -> None:
-    """Two shares of inputs, W_i + W_(i+1) and W_i: each, every pair of them, and their sums."""
+    """Shares of inputs and of weights, or sums of two: each, every pair of them, and the sum of all."""
     own = secret(INT8)
     view = lane_view(Replicated(), lane, own, INT8, Entropy(4))
-    assert len(view) == 4
+    count = 2 if lane == 1 else 4
+    assert len(view) == count
     scores = [*examined(view, own), *halves(view)]
     assert leaks(scores) == []
-    assert len(scores) == 5 * (20 + 36) + 6 * 13 + 8 * 13
+    assert len(scores) == (count + 1) * (20 + 36) + math.comb(count, 2) * 13 + 2 * count * 13
 
 
 def test_what_a_replicated_lane_holds_in_64_bits_is_noise() -> None:
-    """The lane with both last shares, which are the ones made of secrets."""
+    """The lane with a last share beside a sum with another, both of them made of secrets."""
     own = secret(INT16)
     view = lane_view(Replicated(), 2, own, INT16, Entropy(5))
     assert leaks(examined(view, own)) == []
@@ -196,17 +199,27 @@ def test_all_lanes_together_have_the_inputs(sharing: Sharing) -> None:
     assert {"byte 0 of the sum", "bit 31 of the sum", "correlation of the sum and the true x"} <= set(found)
 
 
-@pytest.mark.parametrize("lanes", [(0, 1), (1, 2), (2, 0)])
-def test_any_two_replicated_lanes_have_inputs_and_weights(lanes: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("inputs", "weights"),
+    [
+        ([(0, 1), (1, 0)], [(0, 0), (1, 0)]),
+        ([(1, 0), (2, 0)], [(1, 0), (2, 1)]),
+        ([(2, 1), (0, 0)], [(2, 0), (0, 0), (0, 1)]),
+    ],
+    ids=["0 and 1", "1 and 2", "2 and 0"],
+)
+def test_any_two_replicated_lanes_have_inputs_and_weights(
+    inputs: Sequence[tuple[int, int]], weights: Sequence[tuple[int, int]]
+) -> None:
+    """What two lanes have to add up, by lane and number."""
     own, entropy = secret(INT8), Entropy(9)
-    one, other = lanes
-    inputs, weights = (
+    of_inputs, of_weights = (
         work(Replicated(), true, INT8, entropy) for work, true in zip((inputs_of, weights_of), own, strict=True)
     )
-    # The first has shares i and i + 1, the second i + 1 and i + 2: of weights W_i + W_(i+1) and W_(i+2).
-    assert torch.equal(inputs[one][0] + inputs[one][1] + inputs[other][1], own.x.int())
-    assert torch.equal(weights[one][0] + (weights[other][0] - weights[other][1]), own.weight.int())
-    assert leaks(list(about({"both": inputs[one][0] + inputs[one][1] + inputs[other][1]}, own._asdict())))
+    x = total({str(place): of_inputs[place[0]][place[1]] for place in inputs})
+    assert torch.equal(x, own.x.int())
+    assert torch.equal(total({str(place): of_weights[place[0]][place[1]] for place in weights}), own.weight.int())
+    assert leaks(list(about({"both": x}, own._asdict())))
 
 
 class ShortPad(Seeded):
@@ -287,8 +300,8 @@ def test_pads_that_are_used_for_two_blocks_of_weights_are_found(axis: int, monke
 class TwoShares(InputShares):
     """Each lane is given the share of the next one too."""
 
-    def products(self, lane: int) -> Sequence[tuple[Sum, int]]:
-        return (((), lane), ((), (lane + 1) % self.lanes))
+    def products(self, lane: int) -> Sequence[tuple[Sum, Sum]]:
+        return (((), (lane,)), ((), ((lane + 1) % self.lanes,)))
 
 
 def test_a_lane_with_two_shares_of_two_is_found() -> None:
@@ -307,18 +320,18 @@ def test_two_shares_of_three_are_still_noise() -> None:
 
 
 class TooOpen(Replicated):
-    """W_i + W_(i+1) + W_(i+2) instead of W_i + W_(i+1): all of W."""
+    """W_i + W_(i+1) + W_(i+2): all of W."""
 
-    def products(self, lane: int) -> Sequence[tuple[Sum, int]]:
-        return (((0, 1, 2), lane), ((lane,), (lane + 1) % 3))
+    def products(self, lane: int) -> Sequence[tuple[Sum, Sum]]:
+        return (((0, 1, 2), (lane,)), ((lane,), ((lane + 1) % 3,)))
 
 
 class Complementary(Replicated):
     """W_i + W_(i+1) beside W_(i+2): each is noise, and their sum is W."""
 
-    def products(self, lane: int) -> Sequence[tuple[Sum, int]]:
+    def products(self, lane: int) -> Sequence[tuple[Sum, Sum]]:
         after = (lane + 1) % 3
-        return (((lane, after), lane), (((lane + 2) % 3,), after))
+        return (((lane, after), (lane,)), (((lane + 2) % 3,), (after,)))
 
 
 @pytest.mark.parametrize("lane", [0, 1, 2])
