@@ -61,6 +61,7 @@ class Training(NamedTuple):
             plan = owl.plan(task.model, task.example, devices=fleet, replicas=1)
             if self.where == "faulty":
                 fleet.lead_astray(names[0], "scaled", 0.1, probability=0.1)
+                fleet.corrupt(names[0], "random", 0.01, probability=0.05)
                 between = deaths(fleet, names[1:], between)
             return train_on_fleet(self.recipe, task, FleetRun(fleet, plan), between)
 

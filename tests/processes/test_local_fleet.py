@@ -72,6 +72,7 @@ def test_kills_lies_and_returns(fleet: LocalFleet) -> None:
     fleet.restart("d2")
     wait_until(lambda: fleet.standing["d2"] is Standing.PRESENT and fleet.statistics["restored"] > 0)
     serve(3)
+    fleet.corrupt("d4", "random", 0.01, probability=0.0)
     fleet.corrupt("d3", "random", 0.01)
     while fleet.standing["d3"] is not Standing.QUARANTINED:
         serve(1)
@@ -79,6 +80,7 @@ def test_kills_lies_and_returns(fleet: LocalFleet) -> None:
     assert fleet.statistics["requests_lost"] == 0
     assert fleet.statistics["lies_caught"] >= 1
     assert fleet.lies_told("d3").used >= 1
+    assert fleet.lies_told("d4") == (0, 0)
     assert all(standing is not Standing.QUARANTINED for name, standing in fleet.standing.items() if name != "d3")
     state = fleet.gather(scattered)
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())

@@ -110,8 +110,8 @@ async def _serve(worker: Worker, commands: Iterator[Command]) -> None:
 
 def _obey(worker: Worker, command: Command) -> None:
     match command:
-        case Corrupt(kind=kind, size=size):
-            worker.tamper = Liar(kind, size)
+        case Corrupt(kind=kind, size=size, probability=probability):
+            worker.tamper = Liar(kind, size, probability)
         case Stray(kind=step_kind, size=by, probability=probability):
             worker.learner.tamper = Misstep(step_kind, by, probability)
         case Report():

@@ -12,10 +12,11 @@ class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="join"):
 
 
 class Corrupt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="corrupt"):
-    """Lie from now on: for demonstrations, tests and benchmarks of what the owner then does."""
+    """Lie from now on, each time with some probability: for tests, demonstrations and benchmarks of what follows."""
 
     kind: Kind
     size: float | None = None
+    probability: float = 1.0
 
 
 class Stray(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="stray"):

@@ -91,16 +91,21 @@ def falsify(y: Tensor, kind: Kind, size: float | None, generator: torch.Generato
     return y + error
 
 
+def _happens(probability: float, generator: torch.Generator) -> bool:
+    return float(torch.rand((), generator=generator)) < probability
+
+
 class Liar:
-    """Falsifies every answer of a worker (`Worker.tamper`), and keeps count.
+    """Falsifies answers of a worker (`Worker.tamper`), and keeps count; every one, or with some probability.
 
     `requests` are the ids of those that were answered falsely: where the right answer is zero, so may the lie be.
     """
 
-    def __init__(self, kind: Kind, size: float | None, seed: int = 0) -> None:
+    def __init__(self, kind: Kind, size: float | None, probability: float = 1.0, seed: int = 0) -> None:
         self.requests: list[int] = []
         self._kind = kind
         self._size = size
+        self._probability = probability
         self._generator = torch.Generator().manual_seed(seed)
 
     @property
@@ -109,7 +114,9 @@ class Liar:
         return len(self.requests)
 
     def __call__(self, request: int, answers: list[Tensor]) -> list[Tensor]:
-        """Return false answers to a request."""
+        """Return false answers to a request, or the right ones."""
+        if not _happens(self._probability, self._generator):
+            return answers
         false = [falsify(y, self._kind, self._size, self._generator) for y in answers]
         if not all(map(torch.equal, false, answers)):
             self.requests.append(request)
@@ -133,7 +140,7 @@ class Misstep:
         last = self._last.get(block)
         if self._kind == "stale":
             self._last[block] = gradient.clone()
-        if float(torch.rand((), generator=self._generator)) >= self._probability:
+        if not _happens(self._probability, self._generator):
             return
         self.told += self._kind != "stale" or last is not None
         if self._kind == "skipped":

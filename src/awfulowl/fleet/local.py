@@ -209,15 +209,21 @@ class LocalFleet(Fleet):
         self._processes[name] = process
         self._loop.run(self._engine.present([name], _COMES_S), _COMES_S + 5)
 
-    def corrupt(self, name: str, kind: Kind, size: float | None = None) -> None:
-        """Make a device lie from now on, in one of `device.lies.KINDS`; `size` is the relative size of its errors.
+    def corrupt(self, name: str, kind: Kind, size: float | None = None, probability: float = 1.0) -> None:
+        """Make a device lie from now on.
+
+        Args:
+            name: of the device.
+            kind: one of `device.lies.KINDS`.
+            size: of its errors, relative to the right answers; None: as large as the kind makes them.
+            probability: of a false answer.
 
         Raises:
             InputError: there is no such device or kind.
         """
         if kind not in KINDS:
             raise InputError(f"lies of kind {kind!r} are none of {', '.join(KINDS)}")
-        self._process(name).tell(Corrupt(kind, size))
+        self._process(name).tell(Corrupt(kind, size, probability))
 
     def lead_astray(self, name: str, kind: StepKind, size: float = 0.1, probability: float = 1.0) -> None:
         """Make a device step along false gradients from now on.
