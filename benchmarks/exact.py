@@ -1,17 +1,17 @@
 """Exact integers and shares: what is caught, what is never accused, what devices can tell, and how fast it is.
 
-    python benchmarks/exact.py [--quick] [--json FILE] [--only kernels shares flips honest uniform]
+    python benchmarks/exact.py [--quick] [--json FILE] [--only kernels shares flips honest uniform] [--no-loops]
 
-- **kernels**: times of exact products, of the fastest backend and of the float64 one that works everywhere,
-over that of
-  the float32 product on the same cores (median of rounds, interleaved).
+- **kernels**: times of exact products, of the fastest backend and of the float64 one that works everywhere, over that
+  of the float32 product on the same cores (median of rounds, interleaved).
 - **shares**: how fast random shares are made: the keystream alone, and a batch split into shares.
 - **flips**: one bit of an answer is flipped, as it travels, in any of its bytes; how many are caught.
 - **honest**: right answers, of many shapes, for which the check may never raise an alarm.
-- **uniform**: tests of what a device receives and holds under each sharing. Chi-square over the bytes at each
-place of a
-  number, correlation with the truth, agreement of shares of equal inputs that were sent twice; and the same tests on a
-  sharing that is broken on purpose, which they have to find.
+- **uniform**: tests of what a device receives and holds under each sharing. Chi-square over the bytes at each place of
+  a number, correlation with the truth, agreement of shares of equal inputs that were sent twice; and the same tests on
+  a sharing that is broken on purpose, which they have to find.
+
+Checks run in compiled loops, as in a fleet with a layer of 2^20 weights or more; without: --no-loops.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from awfulowl.randomness import SYSTEM, Entropy, Seeded, expanded
 from awfulowl.results import wilson
 from awfulowl.veil.base import SharedInputs, SharedWeights, Sharing
 from awfulowl.veil.shares import SHARINGS, sharing_of
+from awfulowl.verification import compiled
 from awfulowl.verification.exact import ExactCheck
 
 SEED = 0
@@ -46,10 +47,14 @@ Row = dict[str, Any]
 
 
 class Scene(NamedTuple):
-    """Weights that are checked: their shape, the kind of product, and the space of an input."""
+    """Weights that are checked: their shape, the kind of product, and the space of an input.
+
+    `share` is that of the honest products that other scenes get: wide ones cost more.
+    """
 
     shape: tuple[int, ...]
     space: tuple[int, ...] = ()
+    share: float = 1.0
 
     @property
     def grid(self) -> Grid:
@@ -66,7 +71,9 @@ SCENES = (
     Scene((128, 384)),
     Scene((8, 4, 3, 3), (5, 5)),
     Scene((12, 6, 3), (16,)),
+    Scene((4096, 4096), share=0.2),
 )
+SHARES = len(INTEGERS) * sum(scene.share for scene in SCENES)
 
 
 class Checked:
@@ -107,7 +114,7 @@ def flips(quick: bool) -> list[Row]:
     rows = []
     for checked in every(generator):
         caught = made = 0
-        while made < trials // (2 * len(SCENES)) + 1:
+        while made < trials // (len(INTEGERS) * len(SCENES)) + 1:
             x = checked.inputs(batch)
             parts = pack(checked.product(x), checked.width)
             raws = [part.contiguous().view(torch.uint8).view(batch, -1) for part in parts]
@@ -130,7 +137,7 @@ def honest(quick: bool) -> list[Row]:
     rows = []
     for checked in every(generator):
         alarms = made = 0
-        while made < trials // (2 * len(SCENES)) + 1:
+        while made < trials * checked.scene.share / SHARES + 1:
             x = checked.inputs(batch)
             y = checked.product(x)
             for _ in range(8):
@@ -308,8 +315,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer trials")
     parser.add_argument("--json", metavar="FILE", help="write the results there; - is the standard output")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--loops", action=argparse.BooleanOptionalAction, default=True, help="check in compiled loops")
     options = parser.parse_args()
     torch.manual_seed(SEED)
+    loops = options.loops and compiled.prepare()
+    print(f"checks in {'compiled loops' if loops else 'PyTorch'}", flush=True)
     found: list[Row] = []
     for name in options.only:
         start = perf_counter()
@@ -325,6 +335,7 @@ def main() -> None:
             "cores": os.cpu_count(),
             "seed": SEED,
             "backend": fastest().name,
+            "loops": loops,
             "rows": found,
         }
         text = json.dumps(results, indent=2) + "\n"

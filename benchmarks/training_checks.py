@@ -1,16 +1,19 @@
 """What the check of training lets pass, of honest devices and of liars: one block, without a fleet.
 
-    python benchmarks/training_checks.py [--quick] [--json FILE] [--only honest lies adaptive]
+    python benchmarks/training_checks.py [--quick] [--json FILE] [--only honest lies adaptive] [--no-loops]
 
 honest      10^5 consecutive verified steps of a dense block and of a convolution, at a constant rate and at one that
             falls to 1e-6, with secrets renewed every 1,000 steps: false alarms, and the largest residues in deviations
             (a check accepts 10).
 lies        A device changes its weights by E after some honest steps, and the next batch is checked: 10^4 trials for
             each kind at the size 1e-3, 10^3 at other sizes. The size is |E x| / |W x|. Caught: a sample is refused.
-            Steps that were skipped, doubled or scaled have the size that they have.
+            Steps that were skipped, doubled, scaled, or taken along the gradient of the batch before (stale) have the
+            size that they have.
 adaptive    A liar that knows everything but the secrets moves its weights in one direction for 10^5 steps, always a
             share of what rounding is allowed, and is never caught: how far it gets, against the bound that is printed
             (times renewed x drift), and what that does to a classifier's accuracy.
+
+Checks run in compiled loops, as in a fleet with a layer of 2^20 weights or more; without: --no-loops.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from awfulowl.blocks.grid import Grid, make_grid
 from awfulowl.blocks.kernels import Convolution, Dense, Kernel, backward, gradient, product
 from awfulowl.models.digits import read_digits
 from awfulowl.randomness import Entropy
+from awfulowl.verification import compiled
 from awfulowl.verification.training import TrainingCheck
 
 RENEWED_EVERY: Final = 1000
@@ -149,8 +153,8 @@ def lies(trials: int) -> Iterator[dict[str, Any]]:
             for size in SIZES:
                 count = trials if size == REQUIRED else trials // 10
                 yield tried(shape, f"weights: {kind}", count, partial(altered, change(kind), size))
-        for kind, by in (("skipped", 0.0), ("doubled", 2.0), ("scaled by 1.1", 1.1), ("scaled by 1.01", 1.01)):
-            yield tried(shape, f"step {kind}", trials // 10, None, by)
+        for kind, lie in STEPS.items():
+            yield tried(shape, f"step {kind}", trials // 10, lie)
 
 
 def change(kind: str) -> Callable[[Tensor, torch.Generator], Tensor]:
@@ -183,23 +187,53 @@ def change(kind: str) -> Callable[[Tensor, torch.Generator], Tensor]:
     return kinds[kind]
 
 
-Lie = Callable[[Device, Tensor, torch.Generator], None]
+class Moment(NamedTuple):
+    """When a device lies: between its last step and the next batch. A step is a rule, x and dy."""
+
+    x: Tensor
+    before: list[Tensor]
+    last: tuple[Descent, Tensor, Tensor]
+    one_but_last: tuple[Descent, Tensor, Tensor]
+
+
+Lie = Callable[[Device, Moment, torch.Generator], None]
 
 
 def altered(
     error: Callable[[Tensor, torch.Generator], Tensor],
     size: float,
     device: Device,
-    x: Tensor,
+    moment: Moment,
     generator: torch.Generator,
 ) -> None:
     """Change a device's weights so that the next batch's answer is off by `size`."""
     drawn = error(device.weight, generator)
-    scale = product(device.shape.kernel, drawn, x).norm() / device.multiply(x).norm()
+    scale = product(device.shape.kernel, drawn, moment.x).norm() / device.multiply(moment.x).norm()
     device.weight += drawn * (size / scale)
 
 
-def tried(shape: Shape, kind: str, trials: int, lie: Lie | None, by: float = 1.0) -> dict[str, Any]:
+def scaled(by: float, device: Device, moment: Moment, _: torch.Generator) -> None:
+    """Take the last step along so many times its gradient."""
+    restore(device, moment.before)
+    device.step(*moment.last, by)
+
+
+def stale(device: Device, moment: Moment, _: torch.Generator) -> None:
+    """Take the last step along the gradient of the batch before."""
+    restore(device, moment.before)
+    device.step(moment.last[0], *moment.one_but_last[1:])
+
+
+STEPS: Final[dict[str, Lie]] = {
+    "skipped": partial(scaled, 0.0),
+    "doubled": partial(scaled, 2.0),
+    "scaled by 1.1": partial(scaled, 1.1),
+    "scaled by 1.01": partial(scaled, 1.01),
+    "stale": stale,
+}
+
+
+def tried(shape: Shape, kind: str, trials: int, lie: Lie) -> dict[str, Any]:
     """Return how often the next batch gives a lie away: secrets are fresh every time, the device goes on honestly.
 
     Args:
@@ -207,13 +241,12 @@ def tried(shape: Shape, kind: str, trials: int, lie: Lie | None, by: float = 1.0
         kind: the name of the lie.
         trials: how many.
         lie: changes the device before the next batch.
-        by: what the gradient of the last step before it is multiplied with.
     """
     device, entropy = Device(shape, 2), Entropy(3)
     generator = torch.Generator().manual_seed(4)
     caught, sizes = 0, 0.0
     for number in range(trials):
-        check = device.check(entropy)
+        check, steps = device.check(entropy), []
         for _ in range(3):
             before = [part.clone() for part in device.state]
             x = device.draw()
@@ -221,14 +254,11 @@ def tried(shape: Shape, kind: str, trials: int, lie: Lie | None, by: float = 1.0
             move = rule(0.5, 0.9, first=number == 0)
             check.move(move, [check.see(x, dy)])
             device.step(move, x, dy)
+            steps.append((move, x, dy))
         true = [part.clone() for part in device.state]
-        last, x = (move, x, dy), device.draw()
+        x = device.draw()
         right = device.multiply(x)
-        if lie is not None:
-            lie(device, x, generator)
-        else:
-            restore(device, before)
-            device.step(*last, by)
+        lie(device, Moment(x, before, steps[-1], steps[-2]), generator)
         answer = device.multiply(x)
         sizes += float((answer - right).norm() / right.norm())
         caught += int(not bool(check.expect(x).accepts(answer).all()))
@@ -298,12 +328,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a hundredth of everything")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--loops", action=argparse.BooleanOptionalAction, default=True, help="check in compiled loops")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    loops = options.loops and compiled.prepare()
+    print(f"checks in {'compiled loops' if loops else 'PyTorch'}", flush=True)
     results: dict[str, Any] = {
         "benchmark": "training checks",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "loops": loops,
     }
     for name in options.only:
         start = time.perf_counter()
