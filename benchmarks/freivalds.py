@@ -1,12 +1,16 @@
 """What the check accepts and what it catches: honest residues, false alarms, lies found by size, and its cost.
 
-    python benchmarks/freivalds.py [--quick] [--json FILE] [--seed N]
-    python benchmarks/freivalds.py --checks N [--backend NAME]
+    python -m benchmarks.freivalds [--quick] [--json FILE] [--seed N] [--no-loops]
+    python -m benchmarks.freivalds --checks N [--backend NAME] [--no-loops]
 
 Residues are in units of the standard deviation that `awfulowl.verification.freivalds` derives; z of them pass.
 `sequential` adds one product after the other, which is the largest error an ordinary device makes: a GPU's inner loop
 does so. The false-alarm rate is that of a normal distribution fitted to the largest half percent of the residues
 (mean square of those above the threshold, upper end of its 95 % interval), for all vectors of a check together.
+
+Lies are told on every backend and about weights of every length, 10^4 of each kind and size, to fresh secrets each;
+both come from `inputs_and_lies`. Checks run in compiled loops, as in a fleet with a layer of 2^20 weights or more;
+without: --no-loops. Convolutions over known positions are in `convolutions`.
 """
 
 import argparse
@@ -17,7 +21,7 @@ import math
 import statistics
 import sys
 import timeit
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,20 +30,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from awfulowl.blocks.grid import Grid, make_grid
+from awfulowl.blocks.grid import make_grid
 from awfulowl.blocks.kernels import Convolution, Dense, product
 from awfulowl.device.dense import Multiply, onednn
 from awfulowl.randomness import Entropy
 from awfulowl.results import Interval, Result, Setting
 from awfulowl.verification import compiled
-from awfulowl.verification.freivalds import VECTORS, Check, Z
+from awfulowl.verification.freivalds import VECTORS, Check, Expectation, Z
 from awfulowl.verification.rounding import UNIT_ROUNDOFF, miss_bound
-from awfulowl.verification.vectors import Keeping
+from awfulowl.verification.vectors import Keeping, Vectors
+from benchmarks.inputs_and_lies import INPUTS, Told, lies_about
 
 LENGTHS: Final = (64, 256, 1024, 4096, 9216, 25088)
 OUTPUTS: Final = 64
 SIZES: Final = tuple(10 ** (-exponent / 2) for exponent in range(14, 1, -1))
 TAIL: Final = 0.005
+BATCH: Final = 64
 SETTING: Final = {"length": "d", "kind": "s", "backend": "s"}
 RESIDUES: Final = SETTING | dict.fromkeys(("rms", "median", "99.9 %", "max"), ".3f")
 ALARMS: Final = {"false alarms <": ".0e", "design max": ".1f", "design rejected": ".2%"}
@@ -47,33 +53,6 @@ COST: Final = {"weights": "s", "inputs": "s", "threads": "d", "ms": ".3f", "ns p
 SHARES: Final = {"share of the product": ".2%", "secrets per weights": ".2%"}
 DESIGN_Z: Final = 32
 """Limit of the residue |r y − s x| / (u √(v x² + (r y)²)), with which the design started."""
-
-Make = Callable[[int, int, torch.Generator], Tensor]
-
-
-def normal(batch: int, length: int, generator: torch.Generator) -> Tensor:
-    return torch.randn(batch, length, generator=generator)
-
-
-def relu(batch: int, length: int, generator: torch.Generator) -> Tensor:
-    return normal(batch, length, generator).relu_()
-
-
-def large_mean(batch: int, length: int, generator: torch.Generator) -> Tensor:
-    return normal(batch, length, generator).add_(10)
-
-
-def sparse(batch: int, length: int, generator: torch.Generator) -> Tensor:
-    return normal(batch, length, generator) * (torch.rand(batch, length, generator=generator) < 0.01)
-
-
-def heavy_tailed(batch: int, length: int, generator: torch.Generator) -> Tensor:
-    """Student's t with two degrees of freedom."""
-    scale = torch.empty(batch, length).exponential_(generator=generator)
-    return normal(batch, length, generator).div_(scale.sqrt_())
-
-
-KINDS: Final[tuple[Make, ...]] = (normal, relu, large_mean, sparse, heavy_tailed)
 
 
 def one_by_one(multiply: Multiply) -> Multiply:
@@ -114,25 +93,24 @@ def backends() -> dict[str, Multiply]:
 
 
 class Scene(NamedTuple):
-    """Fresh weights, inputs and secrets."""
+    """Fresh weights, inputs and secrets, and their check."""
 
     weights: Tensor
-    grid: Grid
     x: Tensor
+    secrets: Vectors
     check: Check
-    seed: int
 
 
-def scene(length: int, kind: Make, batch: int, seed: int) -> Scene:
+def scene(length: int, kind: str, batch: int, seed: int) -> Scene:
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(OUTPUTS, length, generator=generator)
     grid = make_grid((OUTPUTS, length), Dense(), 1, block=256)
+    secrets = Keeping([weights], grid, Entropy(seed), VECTORS, ()).select(None, None)
     check = Check([weights], grid, Entropy(seed), apart=())
-    return Scene(weights, grid, kind(batch, length, generator), check, seed)
+    return Scene(weights, INPUTS[kind]((batch, length), generator), secrets, check)
 
 
-def as_designed(scene: Scene, x: Tensor, y: Tensor) -> Tensor:
-    secrets = Keeping([scene.weights], scene.grid, Entropy(scene.seed), VECTORS, ()).select(None, None)
+def as_designed(secrets: Vectors, x: Tensor, y: Tensor) -> Tensor:
     of_y = y.double() @ secrets.r.T
     energy = secrets.unit * (x.double().square() @ secrets.v.double().T) + of_y.square()
     return torch.nan_to_num((of_y - x.double() @ secrets.s.T).abs() / (UNIT_ROUNDOFF * energy.sqrt()))
@@ -163,20 +141,20 @@ def survival(threshold: float, mean_square: float) -> float:
     return math.erfc(Z / high / math.sqrt(2)) / math.erfc(threshold / high / math.sqrt(2))
 
 
-def setting(length: int, kind: Make, backend: str) -> dict[str, Setting]:
-    return {"length": length, "kind": kind.__name__, "backend": backend, "z": Z}
+def setting(length: int, kind: str, backend: str) -> dict[str, Setting]:
+    return {"length": length, "kind": kind, "backend": backend, "z": Z}
 
 
 def honest(seed: int, *, quick: bool) -> Iterator[Result]:
-    rounds, batch = (4, 64) if quick else (48, 256)  # many sets of secrets: residues of one set are alike
-    for length, kind in itertools.product(LENGTHS, KINDS):
+    rounds, batch = (4, BATCH) if quick else (32, 256)  # many sets of secrets: residues of one set are alike
+    for length, kind in itertools.product(LENGTHS, INPUTS):
         found: dict[str, list[tuple[Tensor, Tensor]]] = {}
         for number in range(rounds):
             now = scene(length, kind, batch, seed + number)
             for name, multiply in backends().items():
                 x = now.x[: batch // 8] if "batch 1" in name else now.x
                 y = multiply(x, now.weights)
-                found.setdefault(name, []).append((now.check.residue(x, y), as_designed(now, x, y)))
+                found.setdefault(name, []).append((now.check.residue(x, y), as_designed(now.secrets, x, y)))
         for name, pairs in found.items():
             residues, designed = (torch.cat(values) for values in zip(*pairs, strict=True))
             rate, upper = false_alarm_rate(residues)
@@ -203,9 +181,9 @@ def honest(seed: int, *, quick: bool) -> Iterator[Result]:
 
 def count_false_alarms(checks: int, backend: str, seed: int) -> Iterator[Result]:
     """Make this many checks of honest answers, as many of each length and kind, in batches with fresh secrets."""
-    each = math.ceil(checks / len(LENGTHS) / len(KINDS))
+    each = math.ceil(checks / len(LENGTHS) / len(INPUTS))
     multiply = backends()[backend]
-    for length, kind in itertools.product(LENGTHS, KINDS):
+    for length, kind in itertools.product(LENGTHS, INPUTS):
         rejected = 0
         for start in range(0, each, 2048):
             batch = min(2048, each - start)
@@ -221,73 +199,69 @@ def count_false_alarms(checks: int, backend: str, seed: int) -> Iterator[Result]
         )
 
 
-class Told(NamedTuple):
-    """The answer that a liar bends, and what it has at hand: other weights on these inputs, and chance."""
-
-    y: Tensor
-    weights: Tensor
-    multiply: Callable[[Tensor], Tensor]
-    draw: Callable[..., Tensor]
-
-
-def move_rows(told: Told, *steps: float) -> Tensor:
-    rows = told.draw(told.y.shape[1]).argsort()[: len(steps)]
-    direction = torch.zeros_like(told.y)
-    direction[:, rows] = torch.tensor(steps, dtype=torch.float32).view(-1, *[1] * (told.y.dim() - 2))
-    return direction
-
-
-def low_rank(told: Told) -> Tensor:
-    product_of_two = told.draw(len(told.weights), 2) @ told.draw(2, told.weights[0].numel())
-    return told.multiply(product_of_two.view_as(told.weights))
-
-
-LIES: Final[dict[str, Callable[[Told], Tensor]]] = {
-    "one row": lambda told: move_rows(told, 1),
-    "two rows": lambda told: move_rows(told, 1, -1),
-    "random": lambda told: told.draw(*told.y.shape),
-    "low rank": low_rank,
-    "stale answer": lambda told: told.y.flip(0) - told.y,
-    "another block's": lambda told: told.multiply(told.draw(*told.weights.shape)) - told.y,
-    "zeros": lambda told: -told.y,
-    "sign": lambda told: -2 * told.y,
-}
 TRIALS_AT_ONCE: Final = 100
 
 
-def detection(shape: tuple[int, ...], sizes: Sequence[float], trials: int, seed: int) -> Iterator[Result]:
-    """Tell lies of each kind and relative size, to fresh secrets each time; one hundred share inputs and weights."""
-    missed = dict.fromkeys(itertools.product(LIES, sizes), 0)
+class Layer(NamedTuple):
+    """Weights that are lied about: their shape, the kernel, and the space of an input."""
+
+    shape: tuple[int, ...]
+    kernel: Dense | Convolution = Dense()
+    space: tuple[int, ...] = ()
+
+    @property
+    def backends(self) -> dict[str, Multiply]:
+        """Return what multiplies with them."""
+        if not self.space:
+            return backends()
+        convolve: Multiply = lambda x, weights: product(self.kernel, weights, x)  # noqa: E731
+        return {"cpu": convolve, "cpu, batch 1": one_by_one(convolve)}
+
+
+CONVOLUTION: Final = Layer((64, 32, 3, 3), Convolution((1, 1), (1, 1), (1, 1)), (8, 8))
+LAYERS: Final = (Layer((256, 1024)), CONVOLUTION, *(Layer((OUTPUTS, length)) for length in LENGTHS))
+
+
+def detection(layer: Layer, names: Sequence[str], sizes: Sequence[float], trials: int, seed: int) -> Iterator[Result]:
+    """Tell lies of each kind and relative size on each backend, to fresh secrets each time.
+
+    One hundred trials share inputs and weights, and all backends and lies share them and the secrets. The lie is about
+    one sample of a batch of 64, which is multiplied as a whole where the backend does not take one at a time.
+    """
+    lies = lies_about(len(layer.space))
+    missed = dict.fromkeys(itertools.product(names, lies, sizes), 0)
     bounds = dict.fromkeys(missed, 0.0)
     rounds = math.ceil(trials / TRIALS_AT_ONCE)
-    kernel, space = (Convolution((1, 1), (1, 1), (1, 1)), (8, 8)) if len(shape) == 4 else (Dense(), ())
-    grid = make_grid(shape, kernel, 1, block=256)
+    grid = make_grid(layer.shape, layer.kernel, 1, block=256)
     for number in range(rounds):
         draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(seed + number))
-        weights, x = draw(shape), draw(2, shape[1], *space)
+        weights, x = draw(layer.shape), draw(BATCH, layer.shape[1], *layer.space)
         check = Check([weights], grid, Entropy(seed + number), vectors=TRIALS_AT_ONCE * VECTORS, apart=())
-        multiply = functools.partial(product, kernel, x=x)
+        expectation, multiply = check.expect(x[:1]), functools.partial(product, layer.kernel, x=x[:2])
         told = Told(multiply(weights), weights, multiply, draw)
-        for (kind, lie), size in itertools.product(LIES.items(), sizes):
-            passed, bound = tell(check, x[:1], told.y[:1], size, lie(told)[:1])
-            missed[kind, size] += passed
-            bounds[kind, size] += bound / rounds
-    for (kind, size), passed in missed.items():
+        errors = {kind: lie(told)[:1] for kind, lie in lies.items()}
+        answers = {name: layer.backends[name](x, weights)[:1] for name in names}
+        for name, kind, size in missed:
+            passed, bound = tell(expectation, answers[name], size, errors[kind])
+            missed[name, kind, size] += passed
+            bounds[name, kind, size] += bound / rounds
+    for (name, kind, size), passed in missed.items():
+        at: dict[str, Setting] = {"shape": "x".join(map(str, layer.shape)), "backend": name, "kind": kind, "size": size}
         yield Result.rate(
             "lies missed",
             passed,
             rounds * TRIALS_AT_ONCE,
             seeds=[seed],
             cost={"checks": rounds * TRIALS_AT_ONCE},
-            configuration={"shape": "x".join(map(str, shape)), "kind": kind, "size": size, "bound": bounds[kind, size]},
+            configuration=at | {"bound": bounds[name, kind, size]},
         )
 
 
-def tell(check: Check, x: Tensor, y: Tensor, size: float, direction: Tensor) -> tuple[int, float]:
+def tell(expectation: Expectation, y: Tensor, size: float, error: Tensor) -> tuple[int, float]:
     """Return how many sets of secrets a lie passes, and the claimed bound."""
-    answer = y + size * float(y.norm() / direction.norm()) * direction
-    passed = (check.residue(x, answer) <= Z).view(TRIALS_AT_ONCE, VECTORS).all(dim=1)
-    ratio = float(check.tolerance(x, answer).square().mean().sqrt() / (answer.double() - y.double()).norm())
+    answer = y + size * float(y.norm() / error.norm()) * error
+    passed = (expectation.residue(answer) <= Z).view(TRIALS_AT_ONCE, VECTORS).all(dim=1)
+    ratio = float(expectation.tolerance(answer).square().mean().sqrt() / (answer.double() - y.double()).norm())
     return int(passed.sum()), miss_bound(ratio, VECTORS, positions=y[0, 0].numel())
 
 
@@ -340,15 +314,19 @@ def show(title: str, rows: Iterable[Mapping[str, Setting]], formats: Mapping[str
 
 
 def show_curves(results: Sequence[Result]) -> None:
-    table: dict[Setting, dict[Setting, dict[str, Setting]]] = {}
+    """Print a table for each shape: the share of lies missed, by backend and size."""
+    table: dict[Setting, dict[tuple[Setting, Setting], dict[str, Setting]]] = {}
+    kinds: dict[Setting, dict[str, str]] = {}
     for result in results:
         at = result.configuration
-        row = table.setdefault(at["shape"], {}).setdefault(at["size"], {"size": at["size"], "at most": 0.0})
+        empty = {"backend": at["backend"], "size": at["size"], "at most": 0.0}
+        row = table.setdefault(at["shape"], {}).setdefault((at["backend"], at["size"]), empty)
         row |= {str(at["kind"]): result.value, "claimed": at["bound"]}
         row["at most"] = max(float(row["at most"] or 0), result.interval.high)
+        kinds.setdefault(at["shape"], {})[str(at["kind"])] = ".4f"
     for shape, rows in table.items():
-        title = f"share of lies missed by relative size, weights {shape}; at most: worst upper end of 95 % intervals"
-        show(title, rows.values(), {"size": ".1e", **dict.fromkeys(LIES, ".4f"), "at most": ".1e", "claimed": ".1e"})
+        title = f"share of lies missed, weights {shape}; at most: worst upper end of 95 % intervals"
+        show(title, rows.values(), {"backend": "s", "size": ".1e", **kinds[shape], "at most": ".1e", "claimed": ".1e"})
 
 
 def alarms(checks: int, backend: str, seed: int) -> list[Result]:
@@ -362,12 +340,11 @@ def alarms(checks: int, backend: str, seed: int) -> list[Result]:
 
 
 def everything(seed: int, *, quick: bool) -> list[Result]:
-    sizes, trials, lengths = (SIZES[::3], 300, LENGTHS[:4]) if quick else (SIZES, 10_000, LENGTHS)
+    sizes, trials, layers = (SIZES[::3], 300, LAYERS[:-2]) if quick else (SIZES, 10_000, LAYERS)
     residues = list(honest(seed, quick=quick))
     title = f"honest residues in standard deviations, {Z:g} pass; and as the design defined them, {DESIGN_Z} pass"
     show(title, [result.configuration for result in residues], RESIDUES | ALARMS)
-    told = [*detection((256, 1024), sizes, trials, seed), *detection((64, 32, 3, 3), sizes, trials, seed)]
-    told += [result for length in lengths for result in detection((OUTPUTS, length), (1e-3,), trials, seed)]
+    told = [result for layer in layers for result in detection(layer, list(layer.backends), sizes, trials, seed)]
     show_curves(told)
     timed = [result for threads in (1, 2) for result in costs(threads, seed, quick=quick)]
     show("cost of a check", [{**result.configuration, "ms": 1e3 * result.value} for result in timed], COST | SHARES)
@@ -381,10 +358,12 @@ def main() -> int:
     parser.add_argument("--backend", default="cpu", choices=backends(), help="for --checks (default: cpu)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE", help="write the results there; - is the standard output")
+    parser.add_argument("--loops", action=argparse.BooleanOptionalAction, default=True, help="check in compiled loops")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    compiled.prepare()
+    loops = options.loops and compiled.prepare()
     with contextlib.redirect_stdout(sys.stderr if options.json == "-" else sys.stdout):
+        print(f"checks in {'compiled loops' if loops else 'PyTorch'}", flush=True)
         if options.checks:
             results = alarms(options.checks, options.backend, options.seed)
         else:
