@@ -54,9 +54,9 @@ $(DEMO_READY): pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 $(DEV_READY): $(DEMO_READY)
-	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,fast,trainer,dev,docs]'
+	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,fast,trainer,websocket,dev,docs]'
 	touch $@
 
 $(BENCH_READY): $(DEV_READY)
-	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,fast,trainer,dev,docs,bench]'
+	$(INSTALL) --quiet --editable '.[demo,data,jobs,lab,fast,trainer,websocket,dev,docs,bench]'
 	touch $@

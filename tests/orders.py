@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from awfulowl.errors import SandboxError
 from awfulowl.jobs import signing
 from awfulowl.jobs.hosting import Own
 from awfulowl.jobs.job import Bounds, JobFile, Parties, Proving, Training, bind
@@ -17,7 +16,6 @@ from awfulowl.jobs.machine import this_machine
 from awfulowl.jobs.package import Opened, open_package, seal
 from awfulowl.jobs.proof import COMMITMENT, LOG, Commitment, claim
 from awfulowl.jobs.records import RecordBatch, encode_frame, genesis
-from awfulowl.jobs.sandbox.command import find_bubblewrap
 from awfulowl.limits import MIB
 
 LEARNER = b"""
@@ -126,12 +124,4 @@ def committed(folder: Path, people: People, own: Own) -> Commitment:
     return commitment
 
 
-def bubblewrap_is_missing() -> bool:
-    """Whether there is no sandbox here; CI installs it."""
-    try:
-        return find_bubblewrap() is None
-    except SandboxError:
-        return True
-
-
-needs_bubblewrap = pytest.mark.skipif(bubblewrap_is_missing(), reason="bubblewrap (bwrap) is not installed")
+needs_bubblewrap = pytest.mark.usefixtures("bubblewrap")

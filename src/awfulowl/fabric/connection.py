@@ -277,7 +277,7 @@ def check_url(url: str, config: NatsConfig) -> str:
     if not secure and not config.allow_plain and not _is_this_machine(host):
         raise InputError(f"{url} would send frames in the clear: use tls:// or wss://, or in a tunnel allow_plain")
     if parts.scheme in {"ws", "wss"} and importlib.util.find_spec("aiohttp") is None:
-        raise InputError(f"{parts.scheme}:// needs the package aiohttp: pip install aiohttp")
+        raise InputError(f"{parts.scheme}:// needs aiohttp, which is not installed: pip install 'awfulowl[websocket]'")
     return url
 
 

@@ -47,7 +47,7 @@ def connect(
     """Join a broker as the owner of these devices.
 
     Args:
-        url: `nats://`, `tls://`, `ws://` or `wss://`, host and port.
+        url: `nats://`, `tls://`, or with the extra `websocket` `ws://` or `wss://`; host and port.
         identity: the owner's keys, or the file that holds them.
         devices: what each device's `owl device` printed when it was enrolled, or the file that holds it.
         domains: of devices whose party is known, by name; the others form one domain.

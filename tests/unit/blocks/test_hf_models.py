@@ -1,12 +1,12 @@
 """Real models of transformers: Conv1D, tied heads, keyword arguments, and outputs of their own types."""
 
-import pytest
 import torch
 
 from awfulowl.blocks.adapters import scatterable
 from tests.contract.adapters.local import scatter_locally
+from tests.missing import need
 
-transformers = pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
+transformers = need("transformers")
 
 
 def test_gpt2() -> None:

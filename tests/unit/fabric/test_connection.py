@@ -29,6 +29,7 @@ from awfulowl.fabric.nats import NatsFabric
 from awfulowl.fabric.tether import tethered
 from awfulowl.limits import KIB, MIB, Limits
 from tests.loops import run, until
+from tests.missing import need
 
 IMPATIENT = NatsConfig(connect_s=1.0, reconnect_s=0.5)
 
@@ -90,7 +91,7 @@ def test_plain_addresses_can_be_allowed() -> None:
 
 def test_web_sockets_without_their_package_are_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match="pip install aiohttp"):
+    with pytest.raises(InputError, match=r"pip install 'awfulowl\[websocket\]'"):
         check_url("wss://broker.example.org", NatsConfig())
     assert check_url("tls://broker.example.org", NatsConfig())
 
@@ -191,7 +192,7 @@ def test_a_certificate_of_another_host_is_refused(tmp_path: Path, needs_broker: 
 
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
 def test_web_sockets_work(tmp_path: Path, needs_broker: None, scheme: str) -> None:
-    pytest.importorskip("aiohttp")
+    need("aiohttp")
     certificates = Certificates(tmp_path)
     owner, device = Identity.generate(OWNER), Identity.generate("a")
     web = {"listen": "127.0.0.1:-1", **({"tls": certificates.server()} if scheme == "wss" else {"no_tls": True})}

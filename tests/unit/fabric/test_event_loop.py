@@ -6,10 +6,11 @@ import sys
 import pytest
 
 from awfulowl.fabric.loop import new_event_loop
+from tests.missing import need
 
 
 def test_uvloop_is_taken_where_it_is_installed() -> None:
-    uvloop = pytest.importorskip("uvloop")
+    uvloop = need("uvloop")
     loop = new_event_loop()
     try:
         assert isinstance(loop, uvloop.Loop)

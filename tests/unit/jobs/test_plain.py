@@ -13,6 +13,7 @@ from awfulowl.jobs.plain import UNVERIFIED, look, run_script, trainer_callback
 from awfulowl.jobs.proof import LOG, STATES, read_state
 from awfulowl.jobs.records import read_log
 from awfulowl.jobs.task import Run, Script
+from tests.missing import need
 from tests.unit.jobs.small import SIGNERS, no_probe, small_work
 
 JOB = small_work().job
@@ -81,7 +82,7 @@ def test_broken_logs_are_refused(tmp_path: Path, change: Callable[[bytes], bytes
 
 
 def test_a_trainer_of_hugging_face_can_tell(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
+    need("transformers")
 
     def train(run: Run) -> None:
         callback = trainer_callback(run)

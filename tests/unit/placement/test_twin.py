@@ -23,6 +23,7 @@ from awfulowl.placement.survey import parts_of, with_products
 from awfulowl.placement.twin import twin
 from tests.answers import require_equal
 from tests.contract.adapters.cases import CASES, Case
+from tests.missing import need
 
 few = settings(
     max_examples=15,
@@ -191,7 +192,7 @@ def test_every_product_of_an_encoder_layer_is_of_integers(monkeypatch: pytest.Mo
 
 
 def test_the_convolution_of_transformers() -> None:
-    pytorch_utils = pytest.importorskip("transformers.pytorch_utils", reason="transformers is not installed")
+    pytorch_utils = need("transformers.pytorch_utils")
     torch.manual_seed(0)
     model, x = (
         nn.Sequential(pytorch_utils.Conv1D(12, 16), nn.GELU(), pytorch_utils.Conv1D(4, 12)),
