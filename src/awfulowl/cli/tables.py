@@ -1,6 +1,7 @@
 """Tables and lists that several reports share."""
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from rich import box
 from rich.console import Console
@@ -75,7 +76,13 @@ def exposure(console: Console, found: Exposure, *, shared: bool = False) -> None
     title = f"Expected % of {what} by coalitions of {found.units}, now -> after each was replaced"
     times = "once" if found.churn == 1 else f"{found.churn} times"
     show(console, f"{title} {times}{'' if shared else '; by single devices'}", table)
+    if not shared:
+        console.print(Text(_HELD), soft_wrap=True)
     console.print()
+
+
+_HELD: Final = "Of the weights they hold the same shares, where devices hold whole columns, and less in other shapes."
+"""Who sees a slice without a sharing has its column, or some of its blocks."""
 
 
 def _had(coalition: Coalition, shared: bool) -> str:

@@ -62,7 +62,16 @@ def test_seen_and_held_shares_of_coalitions_are_shown(owl: Owl) -> None:
     assert [(one.seen, one.held) for one in both.model] == [(0, 0), (0, 0), (1, 1)]
     out = owl(*command, "replicated").out
     assert "inputs seen, and below weights held" in out
+    assert "they hold the same shares" not in out
     assert "Shares protect from whoever has too few of them" in out
+
+
+def test_without_shares_a_coalition_holds_what_it_sees(owl: Owl) -> None:
+    command = ("plan", "mlp:32-16-8", "--devices", PARTIES)
+    found = msgspec.json.decode(owl(*command, "--json", "-").out, type=PlanReport).exposure
+    coalitions = [one for panel in found.panels for one in panel.coalitions]
+    assert all((one.seen, one.projected) == (one.held, one.held_projected) for one in coalitions)
+    assert "Of the weights they hold the same shares, where devices hold whole columns" in owl(*command).out
 
 
 def test_a_shared_plan_is_kept_and_read_again(owl: Owl, home: Path) -> None:
