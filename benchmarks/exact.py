@@ -11,7 +11,7 @@
   a number, correlation with the truth, agreement of shares of equal inputs that were sent twice; and the same tests on
   a sharing that is broken on purpose, which they have to find.
 
-Checks run in compiled loops, as in a fleet with a layer of 2^20 weights or more; without: --no-loops.
+Checks run in compiled loops, as in a fleet with models of 2^22 weights or more; without: --no-loops.
 """
 
 import argparse

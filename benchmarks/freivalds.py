@@ -9,7 +9,7 @@ does so. The false-alarm rate is that of a normal distribution fitted to the lar
 (mean square of those above the threshold, upper end of its 95 % interval), for all vectors of a check together.
 
 Lies are told on every backend and about weights of every length, 10^4 of each kind and size, to fresh secrets each;
-both come from `inputs_and_lies`. Checks run in compiled loops, as in a fleet with a layer of 2^20 weights or more;
+both come from `inputs_and_lies`. Checks run in compiled loops, as in a fleet with models of 2^22 weights or more;
 without: --no-loops. Convolutions over known positions are in `convolutions`.
 """
 

@@ -13,7 +13,7 @@ adaptive    A liar that knows everything but the secrets moves its weights in on
             share of what rounding is allowed, and is never caught: how far it gets, against the bound that is printed
             (times renewed x drift), and what that does to a classifier's accuracy.
 
-Checks run in compiled loops, as in a fleet with a layer of 2^20 weights or more; without: --no-loops.
+Checks run in compiled loops, as in a fleet with models of 2^22 weights or more; without: --no-loops.
 """
 
 import argparse

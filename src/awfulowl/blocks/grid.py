@@ -12,6 +12,7 @@ than a block has columns and rows for itself, cut inside the group.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
+from typing import Protocol, TypeVar
 
 import msgspec
 import torch
@@ -211,12 +212,35 @@ def rejoin(pieces: Iterable[tuple[Sequence[int], Sequence[int], Tensor]], grid: 
     return whole
 
 
-def tiled(blocks: Sequence[Tensor], across: int) -> Tensor:
-    """Return the matrix whose blocks these are, row by row, `across` of them in each; a single one as it is."""
+class Shaped(Protocol):
+    """A block, or what one is made from."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Outputs, inputs, and the rest."""
+
+
+B = TypeVar("B", bound=Shaped)
+
+
+def tiled(blocks: Sequence[B], across: int, make: Callable[[B], Tensor]) -> Tensor:
+    """Return the matrix whose blocks these are, row by row, `across` of them in each; a single one as it is.
+
+    Blocks are made one after the other, so that only one is held beside the matrix.
+    """
     if len(blocks) == 1:
-        return blocks[0]
-    lines = [blocks[start : start + across] for start in range(0, len(blocks), across)]
-    return torch.cat([torch.cat(list(line), dim=1) for line in lines])
+        return make(blocks[0])
+    shape = sum(block.shape[0] for block in blocks[::across]), sum(block.shape[1] for block in blocks[:across])
+    whole, top, left = torch.empty(0), 0, 0
+    for number, block in enumerate(blocks):
+        piece = make(block)
+        if number == 0:
+            whole = piece.new_empty(*shape, *piece.shape[2:])
+        whole[top : top + len(piece), left : left + piece.shape[1]] = piece
+        left += piece.shape[1]
+        if (number + 1) % across == 0:
+            top, left = top + len(piece), 0
+    return whole
 
 
 def take(x: Tensor, grid: Grid, columns: Sequence[int]) -> Tensor:

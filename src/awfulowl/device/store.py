@@ -113,8 +113,9 @@ class Store:
                 raise RefusedError(
                     f"load: {tensor.dtype} of shape {tuple(tensor.shape)} came for a sheet of {wanted[:2]}"
                 )
-        whole = tiled([expanded(tensor) for tensor in tensors], len(sheet.slice_sizes) if sheet.apart else 1)
-        return whole.to(self.accelerator, torch.float32 if dtype.is_floating_point else dtype, copy=len(tensors) == 1)
+        whole = tiled(tensors, len(sheet.slice_sizes) if sheet.apart else 1, expanded)
+        came = len(tensors) == 1 and isinstance(tensors[0], Tensor)
+        return whole.to(self.accelerator, torch.float32 if dtype.is_floating_point else dtype, copy=came)
 
     def _hold(self, sheet: Sheet, weight: Tensor, state: State) -> Held:
         rows = spans(sheet.rows, sheet.row_sizes)

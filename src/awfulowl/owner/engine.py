@@ -196,9 +196,8 @@ class Engine:
         peer.last = None
         if peer.session.is_open:
             peer.post(peer.session.bye("no longer needed"))
-        peer.abandon(
-            "it is in quarantine, and its session over"
-        )  # a session that ends by our own word tells of nothing
+        # A session that ends by our own word tells of nothing.
+        peer.abandon("it is in quarantine, and its session over")
 
     def _receive(self, name: str, channel: Channel, payload: Payload) -> None:
         peer = self.peers.get(name)

@@ -321,7 +321,7 @@ class Exact(Numbers):
 
 
 def _whole(blocks: Sequence[Tensor | Seeded], across: int) -> Tensor:
-    return tiled([expanded(block) for block in blocks], across)
+    return tiled(blocks, across, expanded)
 
 
 def _verified(panel: Panel, check: AnyCheck, block: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:

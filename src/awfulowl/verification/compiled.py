@@ -7,6 +7,7 @@ Infinities and NaN come out as they should.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from types import ModuleType
@@ -18,20 +19,26 @@ from torch import Tensor
 WORTH_COMPILING: Final = 1 << 22
 """Weights of a model from which the seconds that loading numba takes are worth it."""
 
-_TYPES: Final = frozenset({torch.float32, torch.int8, torch.int32, torch.int64})
+_TYPES: Final = frozenset({torch.float32, torch.int8, torch.int16, torch.int32, torch.int64})
 
 _loops: list[ModuleType] = []
+_preparing: Final = threading.Lock()
 
 
 def prepare() -> bool:
     """Compile the loops, if numba is installed, or load them from where they were kept; takes up to some seconds."""
-    if not _loops:
-        with contextlib.suppress(ImportError):
-            from awfulowl.verification import loops  # noqa: PLC0415 - an extra, and a second to load
-
-            _loops.append(loops)
-            _call_all()
+    with _preparing:
+        if not _loops:
+            _load()
     return bool(_loops)
+
+
+def _load() -> None:
+    with contextlib.suppress(ImportError):
+        from awfulowl.verification import loops  # noqa: PLC0415 - an extra, and a second to load
+
+        _loops.append(loops)
+        _call_all()
 
 
 def _call_all() -> None:
@@ -90,8 +97,10 @@ class Bounds(NamedTuple):
 
 def judge(
     r: Tensor, squares: Tensor, y: Tensor, product: Tensor, energy: Tensor, unit: float, bounds: Bounds
-) -> Tensor | None:
-    """Say for each sample whether r y is the product up to rounding: (batch,) bool. None where energies are extreme.
+) -> tuple[Tensor, Tensor] | None:
+    """Say for each sample whether r y is the product up to rounding, and whether that is sure: (batch,) bool each.
+
+    It is not where energies are extreme.
 
     Args:
         r: (k, outputs) float64.
@@ -106,8 +115,8 @@ def judge(
         return None
     if product.shape != (len(r), len(y)) or energy.shape != (len(squares), len(y)) or len(squares) not in (1, len(r)):
         return None
-    accepted = torch.empty(len(y), dtype=torch.bool)
-    sure = _loops[0].judge(
+    verdicts = torch.empty(2, len(y), dtype=torch.bool)
+    _loops[0].judge(
         r.numpy(),
         squares.numpy(),
         y.detach().numpy(),
@@ -115,9 +124,9 @@ def judge(
         energy.contiguous().numpy(),
         unit,
         tuple(bounds),
-        accepted.numpy(),
+        verdicts.numpy(),
     )
-    return accepted if sure else None
+    return verdicts[0], verdicts[1]
 
 
 def equal(r: Tensor, y: Tensor, product: Tensor) -> Tensor | None:
@@ -175,6 +184,10 @@ def advance(
     """
     weight, noise, base = images[0], sizes[2], sizes[0]
     if not (_loops and _plain(*images, *sizes) and _are_float32(sizes[-1])):
+        return None
+    width, one = (*base.shape[:-2], base.shape[-2] * vectors, base.shape[-1]), tuple(base.shape)
+    wanted = (one, one, (3, *one), (2, *one), one, one)
+    if any(tuple(image.shape) != width for image in images) or tuple(tuple(size.shape) for size in sizes) != wanted:
         return None
     shape = (-1, weight.shape[-1])
     moved = torch.empty_like(weight), torch.empty_like(weight)

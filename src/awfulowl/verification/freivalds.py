@@ -252,8 +252,8 @@ class Expectation:
         self._variance = variance
         self._z = z
 
-    def samples(self, part: slice) -> "Expectation":
-        """Return what is expected of some samples of the batch, as views."""
+    def samples(self, part: slice | Tensor) -> "Expectation":
+        """Return what is expected of some samples of the batch, as views if they are a slice."""
         expected, batch = self._expected, len(self._expected.x[part])
         chosen = expected._replace(
             x=expected.x[part], product=expected.product[:, part], energy=expected.energy[:, part]
@@ -264,8 +264,15 @@ class Expectation:
         """Say for each sample whether y is W x: (batch,) bool. Arguments and errors as for `Check.accepts`."""
         self._fit(y)
         found = judge(self._expected, y, self._variance, self._z, self._least)
-        if found is not None:
-            return found
+        if found is None:
+            return self._compared(y)
+        accepted, sure = found
+        if not bool(sure.all()):
+            again = (~sure).nonzero()[:, 0]
+            accepted[again] = self.samples(again)._compared(y[again])  # noqa: SLF001  its own
+        return accepted
+
+    def _compared(self, y: Tensor) -> Tensor:
         residue, deviation = self._measure(y)
         tolerance = self._z * deviation + self._least
         return ((residue <= tolerance) & (tolerance < math.inf)).all(dim=1)

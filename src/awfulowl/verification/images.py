@@ -153,7 +153,8 @@ class Side:
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything that is kept."""
-        own = (self.secret, self.parts, self.weight, self.momentum, self._start, self._base, self._noise, self._drag)
+        secrets, images = (self.secret, self.parts, self._parts), (self.weight, self.momentum, self._start)
+        own = (*secrets, *images, self._base, self._noise, self._drag, self._reach)
         return own if self._energy is None else (*own, self._energy[1])
 
     def step_of(self, x: Tensor, dy: Tensor) -> Step | None:

@@ -83,27 +83,25 @@ def judge(
     spent: Any,
     unit: float,
     limits: tuple[float, float, float, float, float],
-    accepted: Any,
-) -> bool:
-    """accepted[b]: |r y - product| <= z (variance (unit spent + squares y²))^.5 + at_least, for every row.
+    verdicts: Any,
+) -> None:
+    """verdicts[0, b]: |r y - product| <= z (variance (unit spent + squares y²))^.5 + at_least, for every row.
 
-    False, and nothing of use in `accepted`, where an energy is not within (least, most), or not a number.
+    verdicts[1, b]: all energies are numbers within (least, most).
     """
     z, variance, at_least, least, most = limits
     rows, some, batch = len(r), len(squares), len(y)
     ours, own = np.empty((rows, batch)), np.empty((some, batch), np.float32)
     measure(r, squares, y, ours, own)
     for b in range(batch):
-        right = True
+        right, within = True, True
         for k in range(rows):
             m = k if some > 1 else 0
-            if not (least < spent[m, b] < most and least < own[m, b] < most):
-                return False
+            within = within and least < spent[m, b] < most and least < own[m, b] < most
             total = unit * np.float64(spent[m, b]) + np.float64(own[m, b])
             tolerance = z * math.sqrt(variance * total) + at_least
             right = right and abs(ours[k, b] - product[k, b]) <= tolerance < math.inf
-        accepted[b] = right
-    return True
+        verdicts[0, b], verdicts[1, b] = right and within, within
 
 
 @_compiled

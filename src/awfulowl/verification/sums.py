@@ -110,10 +110,10 @@ def compare(expected: Expected, y: Tensor) -> Sums:
     return Sums(residue, secrets.unit * energy[0] + energy[1])
 
 
-def judge(expected: Expected, y: Tensor, variance: float, z: float, at_least: float) -> Tensor | None:
-    """Say for each sample whether residue <= z √(variance · energy) + at_least: (batch,) bool.
+def judge(expected: Expected, y: Tensor, variance: float, z: float, at_least: float) -> tuple[Tensor, Tensor] | None:
+    """Say for each sample whether residue <= z √(variance · energy) + at_least, and whether that is sure.
 
-    None where it takes `compare` to tell: no loop is compiled for such numbers, or their squares are extreme.
+    (batch,) bool each. Where squares are extreme it takes `compare` to tell; None where there is no loop for the numbers.
     """
     if expected.product.dim() != 2:
         return None

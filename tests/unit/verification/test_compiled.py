@@ -17,7 +17,7 @@ from awfulowl.arithmetic.descent import Descent
 from awfulowl.owner.policy import Policy
 from awfulowl.randomness import Entropy
 from awfulowl.verification import compiled
-from awfulowl.verification.freivalds import Check
+from awfulowl.verification.freivalds import Check, Expectation
 from awfulowl.verification.training import TrainingCheck
 from tests.simulated.memory_fleet import still_fleet
 from tests.simulated.training import perceptron, twins
@@ -41,10 +41,11 @@ def numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator, dtype=dtype)
-    return torch.randint(-(2**24), 2**24, shape, generator=generator, dtype=dtype)
+    most = 2 ** min(24, 8 * dtype.itemsize - 1)
+    return torch.randint(-most, most, shape, generator=generator, dtype=dtype)
 
 
-@given(shapes, st.sampled_from([torch.float32, torch.int32, torch.int64]), st.integers(0, 2**32))
+@given(shapes, st.sampled_from([torch.float32, torch.int16, torch.int32, torch.int64]), st.integers(0, 2**32))
 def test_products_are_pytorchs(shape: tuple[int, int, int], dtype: torch.dtype, seed: int) -> None:
     rows, batch, channels = shape
     x, weights = numbers((batch, channels), dtype, seed), numbers((rows, channels), torch.float64, seed + 1)
@@ -84,8 +85,10 @@ def test_verdicts_are_pytorchs(shape: tuple[int, int, int], shared: bool, error:
     energy = numbers((1 if shared else k, batch), torch.float32, seed + 2).square() + 1
     squares = r[:1].square().float() if shared else r.square().float()
     product = r @ y.double().T + error * numbers((k, batch), torch.float64, seed + 3)
-    found = compiled.judge(r, squares, y, product, energy, 3.0, BOUNDS)
-    assert found is not None
+    judged = compiled.judge(r, squares, y, product, energy, 3.0, BOUNDS)
+    assert judged is not None
+    found, sure = judged
+    assert bool(sure.all())
     residue = (r @ y.double().T - product).abs()
     tolerance = 10 * (1e-14 * (3 * energy.double() + squares.double() @ y.double().square().T)).sqrt()
     clear = ((residue / tolerance - 1).abs() > 1e-3).all(dim=0)
@@ -93,14 +96,17 @@ def test_verdicts_are_pytorchs(shape: tuple[int, int, int], shared: bool, error:
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
-def test_answers_that_are_not_finite_are_not_judged_in_a_loop(value: float) -> None:
+def test_answers_that_are_not_finite_are_not_judged_for_sure(value: float) -> None:
     """Nor accepted by what judges them then."""
     layer = dense(8, 6)
     check = Check([layer.weights], layer.grid, Entropy(1))
     y = layer.y
     y[0, 3] = value
     ones, outputs = torch.ones(1, len(y)), torch.ones(1, y.shape[1])
-    assert compiled.judge(outputs.double(), outputs, y, ones.double(), ones, 1.0, BOUNDS) is None
+    judged = compiled.judge(outputs.double(), outputs, y, ones.double(), ones, 1.0, BOUNDS)
+    assert judged is not None
+    assert judged[1].tolist() == [False] + [True] * (len(y) - 1)
+    assert not bool(judged[0][0])
     assert check.accepts(layer.x, y).tolist() == [False] + [True] * (len(y) - 1)
 
 
@@ -173,7 +179,9 @@ def test_steps_lead_to_the_same(layer: Layer, rules: list[Descent], seed: int) -
     other = check.copy()
     for number, rule in enumerate(rules):
         dy = numbers(tuple(layer.y.shape), torch.float32, seed + number)
-        check.move(rule, [check.see(layer.x, dy)])
+        seen = check.see(layer.x, dy)
+        assert check._left._moved(rule, seen[0]) is not None or layer.grid.groups > 1
+        check.move(rule, [seen])
         with pytest.MonkeyPatch.context() as monkeypatch:
             without(monkeypatch)
             other.move(rule, [other.see(layer.x, dy)])
@@ -297,15 +305,34 @@ def test_samples_that_float32_cannot_square_are_done_again() -> None:
         assert not bool(check.accepts(own.x, own.y * 1.001).any())
 
 
-@pytest.mark.parametrize("worth", [1, 1 << 20])
-def test_a_fleet_compiles_for_large_layers_alone(monkeypatch: pytest.MonkeyPatch, worth: int) -> None:
+@pytest.mark.parametrize("worth", [120, 121])
+def test_a_fleet_compiles_for_large_models_alone(monkeypatch: pytest.MonkeyPatch, worth: int) -> None:
+    """Of 96 and 24 weights."""
     compiled._loops.clear()
     monkeypatch.setattr(compiled, "WORTH_COMPILING", worth)
     with still_fleet(2, Policy()) as fleet:
         pair = twins(fleet, perceptron())
-        assert bool(compiled._loops) is (worth == 1)
+        assert bool(compiled._loops) is (worth == 120)
         pair.step(2)
         pair.agree()
+
+
+def test_samples_without_energy_are_done_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = dense(8, 6)
+    check, x, y = Check([layer.weights], layer.grid, Entropy(1)), layer.x.clone(), layer.y
+    x[2], y[2] = 0, 0
+    x[4], y[4, 1] = 0, 1e-30
+    compared = []
+    compare = Expectation._compared
+
+    def counted(self: Expectation, y: Tensor) -> Tensor:
+        compared.append(len(y))
+        return compare(self, y)
+
+    monkeypatch.setattr(Expectation, "_compared", counted)
+    y[7] *= 1.01
+    assert check.accepts(x, y).tolist() == [True] * 4 + [False, True, True, False]
+    assert compared == [2]
 
 
 def test_what_does_not_fit_is_left_to_pytorch() -> None:
