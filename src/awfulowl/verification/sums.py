@@ -113,7 +113,7 @@ def compare(expected: Expected, y: Tensor) -> Sums:
 def judge(expected: Expected, y: Tensor, variance: float, z: float, at_least: float) -> tuple[Tensor, Tensor] | None:
     """Say for each sample whether residue <= z √(variance · energy) + at_least, and whether that is sure.
 
-    (batch,) bool each. Where squares are extreme it takes `compare` to tell; None where there is no loop for the numbers.
+    (batch,) bool each. Where squares are extreme it takes `compare` to tell. None where no loop is for such numbers.
     """
     if expected.product.dim() != 2:
         return None
