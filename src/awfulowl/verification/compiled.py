@@ -97,10 +97,10 @@ class Bounds(NamedTuple):
 
 def judge(
     r: Tensor, squares: Tensor, y: Tensor, product: Tensor, energy: Tensor, unit: float, bounds: Bounds
-) -> tuple[Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor | None] | None:
     """Say for each sample whether r y is the product up to rounding, and whether that is sure: (batch,) bool each.
 
-    It is not where energies are extreme.
+    It is not where energies are extreme; None if all is sure.
 
     Args:
         r: (k, outputs) float64.
@@ -116,7 +116,7 @@ def judge(
     if product.shape != (len(r), len(y)) or energy.shape != (len(squares), len(y)) or len(squares) not in (1, len(r)):
         return None
     verdicts = torch.empty(2, len(y), dtype=torch.bool)
-    _loops[0].judge(
+    sure = _loops[0].judge(
         r.numpy(),
         squares.numpy(),
         y.detach().numpy(),
@@ -126,7 +126,7 @@ def judge(
         tuple(bounds),
         verdicts.numpy(),
     )
-    return verdicts[0], verdicts[1]
+    return verdicts[0], None if sure else verdicts[1]
 
 
 def equal(r: Tensor, y: Tensor, product: Tensor) -> Tensor | None:

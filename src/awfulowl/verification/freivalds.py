@@ -267,7 +267,7 @@ class Expectation:
         if found is None:
             return self._compared(y)
         accepted, sure = found
-        if not bool(sure.all()):
+        if sure is not None:
             again = (~sure).nonzero()[:, 0]
             accepted[again] = self.samples(again)._compared(y[again])  # noqa: SLF001  its own
         return accepted

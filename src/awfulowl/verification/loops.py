@@ -84,15 +84,16 @@ def judge(
     unit: float,
     limits: tuple[float, float, float, float, float],
     verdicts: Any,
-) -> None:
+) -> bool:
     """verdicts[0, b]: |r y - product| <= z (variance (unit spent + squares y²))^.5 + at_least, for every row.
 
-    verdicts[1, b]: all energies are numbers within (least, most).
+    verdicts[1, b]: all energies are numbers within (least, most). Returned is whether that holds for every b.
     """
     z, variance, at_least, least, most = limits
     rows, some, batch = len(r), len(squares), len(y)
     ours, own = np.empty((rows, batch)), np.empty((some, batch), np.float32)
     measure(r, squares, y, ours, own)
+    all_within = True
     for b in range(batch):
         right, within = True, True
         for k in range(rows):
@@ -102,6 +103,8 @@ def judge(
             tolerance = z * math.sqrt(variance * total) + at_least
             right = right and abs(ours[k, b] - product[k, b]) <= tolerance < math.inf
         verdicts[0, b], verdicts[1, b] = right and within, within
+        all_within = all_within and within
+    return all_within
 
 
 @_compiled

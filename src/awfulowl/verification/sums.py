@@ -110,10 +110,13 @@ def compare(expected: Expected, y: Tensor) -> Sums:
     return Sums(residue, secrets.unit * energy[0] + energy[1])
 
 
-def judge(expected: Expected, y: Tensor, variance: float, z: float, at_least: float) -> tuple[Tensor, Tensor] | None:
+def judge(
+    expected: Expected, y: Tensor, variance: float, z: float, at_least: float
+) -> tuple[Tensor, Tensor | None] | None:
     """Say for each sample whether residue <= z √(variance · energy) + at_least, and whether that is sure.
 
-    (batch,) bool each. Where squares are extreme it takes `compare` to tell. None where no loop is for such numbers.
+    (batch,) bool each, None if all is sure. Where squares are extreme it takes `compare` to tell, and where there is
+    no loop for such numbers: None for both.
     """
     if expected.product.dim() != 2:
         return None
