@@ -35,7 +35,7 @@ from awfulowl.blocks.kernels import Kernel, output_shape
 from awfulowl.errors import InputError, ModelError
 from awfulowl.randomness import Entropy
 from awfulowl.verification import compiled
-from awfulowl.verification.sums import chunks, is_quick, joined, multiply, weigh
+from awfulowl.verification.sums import chunks, joined, multiply, weigh
 from awfulowl.verification.vectors import Projections, Rows, project
 
 MISS_BITS: Final = 40
@@ -101,10 +101,6 @@ class ExactCheck:
         apart = None if apart is None else [frozenset(rows) for rows in apart]
         self._sums = Projections(weights, grid, r.double(), (1,), apart)
         self._s_bits = self._bits + 8 * numbers.dtype.itemsize + max(0, grid.outputs - 1).bit_length()
-
-    def is_quick(self, x: Tensor) -> bool:
-        """Say whether `expect` takes so little that nothing is won by doing it ahead."""
-        return is_quick(self.grid.kernel, x)
 
     @property
     def memory_bytes(self) -> int:

@@ -70,7 +70,7 @@ from awfulowl.blocks.kernels import Dense, output_shape
 from awfulowl.errors import InputError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.rounding import variance
-from awfulowl.verification.sums import Expected, compare, expect, is_quick, judge
+from awfulowl.verification.sums import Expected, compare, expect, judge
 from awfulowl.verification.unrolled import unroll
 from awfulowl.verification.vectors import Keeping, Vectors, project
 
@@ -173,10 +173,6 @@ class Check:
         else:
             expected = expect(Dense(), unrolled, x.flatten(1), ())
         return Expectation(expected, shape, variance(self._terms(columns)), self._z)
-
-    def is_quick(self, x: Tensor) -> bool:
-        """Say whether `expect` takes so little that nothing is won by doing it ahead."""
-        return is_quick(self.grid.kernel, x)
 
     def _unroll(self, space: tuple[int, ...]) -> Vectors | None:
         """Return secrets for a convolution over these positions, if they are the first that were seen."""

@@ -64,7 +64,7 @@ def image(grid: Grid, kernel: AnyKernel, secret: Tensor, own: Laid, other: Laid)
 
 def energy(grid: Grid, kernel: AnyKernel, parts: Tensor, own: Laid, other: Laid) -> Tensor:
     """Return Σ_b |own_b|² other_b², tap by tap: (*size, parts, channels of other), float32. Arguments: see `image`."""
-    return _correlate(grid, kernel, parts.float(), own.squares, own.shape, other.squares, other.shape)
+    return _correlate(grid, kernel, parts, own.squares, own.shape, other.squares, other.shape)
 
 
 def _correlate(

@@ -173,7 +173,7 @@ class Side:
         own, other = (x, dy) if self._transposed else (dy, x)
         return Step(
             image(grid, kernel, self.secret, own, other),
-            energy(grid, kernel, self.parts, own, other),
+            energy(grid, kernel, self._parts, own, other),
             dy.columns.shape[-1],
         )
 

@@ -62,7 +62,7 @@ class Sums(NamedTuple):
 
 
 def is_quick(kernel: AnyKernel, x: Tensor) -> bool:
-    """Say whether `expect` takes less than a hop to another thread, or little more."""
+    """Say whether `expect` takes about as little as a hop to another thread, so that it can be left for later."""
     return isinstance(kernel, Dense) and x.numel() <= _QUICK and compiled.can_weigh(x)
 
 

@@ -44,7 +44,7 @@ from awfulowl.verification.freivalds import VECTORS, Expectation, Z
 from awfulowl.verification.gradients import added, laid
 from awfulowl.verification.images import LARGEST_SQUARE, Side, Step
 from awfulowl.verification.rounding import SMALLEST, variance
-from awfulowl.verification.sums import Expected, Transposed, expect, is_quick
+from awfulowl.verification.sums import Expected, Transposed, expect
 from awfulowl.verification.vectors import Vectors, project, together
 
 Seen = tuple[Step, Step]
@@ -138,10 +138,6 @@ class TrainingCheck:
         secrets = _vectors(self._right.secret_of([0]), self._right.image_of([0]), self._right.spread_of([0], terms + 3))
         expected = expect(Transposed(grid.kernel), secrets, dy, space)
         return _expectation(expected, (dy.shape[0], grid.inputs, *space), terms, self._z)
-
-    def is_quick(self, x: Tensor) -> bool:
-        """Say whether what is expected of x, or of gradients dy, takes so little that it can be left for later."""
-        return is_quick(self.grid.kernel, x)
 
     def _select(self, rows: Sequence[int] | None, columns: Sequence[int] | None) -> tuple[Vectors, int]:
         """Return the secrets for some rows and columns, in this order, and the number of products in an output."""
