@@ -64,6 +64,8 @@ def multiply(multiply8: Multiply8, x: Tensor, planes: Tensor, width: int) -> Ten
     """
     rows, terms = x.shape[1:]
     ring = torch.int32 if width <= 4 else torch.int64
+    if ring is torch.int32 and len(x) == len(planes) == 1:
+        return multiply8(x[0], planes[0])
     step = terms if ring is torch.int32 else min(terms, EXACT_TERMS)
     total = torch.zeros(rows, planes.shape[1], dtype=ring, device=x.device)
     for start in range(0, terms, step):

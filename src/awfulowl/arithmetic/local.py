@@ -8,7 +8,7 @@ from torch import Tensor
 
 from awfulowl.arithmetic.numbers import Integers, fewest_bytes
 from awfulowl.arithmetic.products import Backend, fastest
-from awfulowl.arithmetic.quantise import dequantise, quantise, steps
+from awfulowl.arithmetic.quantise import dequantise, quantise, rounded, steps
 from awfulowl.blocks.kernels import Dense, Kernel
 from awfulowl.errors import InputError, ModelError
 
@@ -87,10 +87,9 @@ class LocalProduct:
         return y.reshape(*x.shape[:-1], y.shape[1]) if dense else y
 
     def _multiply(self, x: Tensor) -> Tensor:
-        input_steps = steps(x, self._numbers)
+        input_steps, integers = rounded(x, self._numbers)
         if not bool(input_steps.isfinite().all()):
             raise InputError("an input of exact arithmetic is not finite: integers have no infinity and no NaN")
-        integers = quantise(x, input_steps, self._numbers)
         y = self._backend.multiply(self._kernel, self._weights, integers, self._groups, self._width)
         out = torch.empty(y.shape, dtype=torch.float32)
         dequantise(y, input_steps, self._steps, out)

@@ -12,6 +12,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awfulowl.arithmetic import compiled
+
 PARTS: Final[Mapping[int, tuple[torch.dtype, ...]]] = {
     1: (torch.int8,),
     2: (torch.int16,),
@@ -35,20 +37,20 @@ def most(width: int) -> int:
 
 
 def pack(y: Tensor, width: int) -> list[Tensor]:
-    """Return the parts of numbers modulo 2^(8 width), each of the shape of y.
+    """Return the parts of numbers modulo 2^(8 width), each of the shape of y, which is used up.
 
     Args:
-        y: integers of any shape, at least `width` bytes wide.
+        y: integers of any shape, at least `width` bytes wide; its memory may be the last part's, or hold anything.
         width: bytes of each number, 1 to 8.
     """
     *lower, last = PARTS[width]
-    parts, rest = [], y
+    parts = []
     for dtype in lower:
-        parts.append(rest.to(dtype))
+        parts.append(y.to(dtype))
         bits = 8 * dtype.itemsize
         # What is left when the signed low part is taken away.
-        rest = (rest + (1 << (bits - 1))).bitwise_right_shift_(bits)
-    return [*parts, rest.to(last)]
+        y.add_(1 << (bits - 1)).bitwise_right_shift_(bits)
+    return [*parts, y.to(last)]
 
 
 def unpack(parts: Sequence[Tensor], width: int) -> Tensor:
@@ -56,19 +58,32 @@ def unpack(parts: Sequence[Tensor], width: int) -> Tensor:
 
     A single part may be returned.
     """
-    total = parts[0].to(torch.int32 if width <= 4 else torch.int64)
-    add(total, parts[1:], shift=8 * parts[0].itemsize)
+    if len(parts) == 1:
+        return parts[0].to(torch.int32 if width <= 4 else torch.int64)
+    total = torch.empty(parts[0].shape, dtype=torch.int32 if width <= 4 else torch.int64, device=parts[0].device)
+    put(total, parts)
     return total
 
 
-def add(total: Tensor, parts: Sequence[Tensor], *, shift: int = 0) -> None:
+def put(total: Tensor, parts: Sequence[Tensor]) -> None:
+    """Write the numbers that `pack` made parts of to wider ones of their shape; see `add`."""
+    if not compiled.put(total, parts):
+        total.copy_(parts[0])
+        _add(total, parts[1:], shift=8 * parts[0].itemsize)
+
+
+def add(total: Tensor, parts: Sequence[Tensor]) -> None:
     """Add the numbers that `pack` made parts of to wider ones in place, without making them first.
 
     Args:
         total: int32 or int64; float32 for a single part of floats.
         parts: of its shape, the lowest first.
-        shift: bits below the first of these parts.
     """
+    if not compiled.add(total, parts):
+        _add(total, parts)
+
+
+def _add(total: Tensor, parts: Sequence[Tensor], shift: int = 0) -> None:
     for part in parts:
         total.add_(part, alpha=1 << shift)
         shift += 8 * part.itemsize

@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from awfulowl.arithmetic import compiled
 from awfulowl.arithmetic.numbers import Integers
 
 _SMALLEST_STEP: Final = 2.0**-126
@@ -52,6 +53,16 @@ def quantise(x: Tensor, step: Tensor, numbers: Integers) -> Tensor:
 
 
 @torch.no_grad()
+def rounded(x: Tensor, numbers: Integers) -> tuple[Tensor, Tensor]:
+    """Return `steps` and what `quantise` makes of them; where a step is not finite, its integers mean nothing."""
+    found = compiled.round_all(x, numbers.largest, _SMALLEST_STEP, numbers.dtype)
+    if found is not None:
+        return found
+    own = steps(x, numbers)
+    return own, quantise(x, own, numbers)
+
+
+@torch.no_grad()
 def dequantise(y: Tensor, input_steps: Tensor, weight_steps: Tensor, out: Tensor) -> None:
     """Write y · input step · weight step to `out`.
 
@@ -63,9 +74,10 @@ def dequantise(y: Tensor, input_steps: Tensor, weight_steps: Tensor, out: Tensor
     """
     space = [1] * (y.dim() - 2)
     of_inputs, of_weights = input_steps.view(-1, 1, *space), weight_steps.view(1, -1, *space)
-    out.copy_(y)
-    out *= of_inputs
-    out *= of_weights
+    if not compiled.scale(y, input_steps, weight_steps, out):
+        out.copy_(y)
+        out *= of_inputs
+        out *= of_weights
     large = input_steps > _LARGEST_STEP
     if bool(large.any()):
         out[large] = (y[large].double() * of_inputs[large].double() * of_weights.double()).float()

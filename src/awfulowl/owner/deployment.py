@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from awfulowl.compiling import WORTH_COMPILING
 from awfulowl.errors import LocalError, ModelError, PeerError, RuleError, UnavailableError
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.holdings import Holdings
@@ -50,7 +51,7 @@ class Deployment(Holdings):
             UnavailableError: devices are missing, or blocks could not be loaded in time.
             ModelError: weights are not finite.
         """
-        if sum(prod(panel.grid.shape) for panel in self.panels) >= compiled.WORTH_COMPILING:
+        if sum(prod(panel.grid.shape) for panel in self.panels) >= WORTH_COMPILING:
             await self.engine.compute(compiled.prepare)
         for number, panel in enumerate(self.panels):
             self.numbers.append(await self.engine.compute(partial(self.make_numbers, number)))

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from awfulowl.arithmetic.packing import PARTS, add
+from awfulowl.arithmetic.packing import PARTS, add, put
 from awfulowl.blocks.grid import Grid, Span
 from awfulowl.blocks.kernels import output_shape
 from awfulowl.placement.plan import Panel
@@ -173,7 +173,6 @@ def _add_whole(sums: Sequence[Sequence[Tensor]], out: Tensor) -> None:
     if rest and all(len(parts) == 1 and parts[0].dtype is out.dtype for parts in sums[:2]):
         torch.add(first[0], rest.pop(0)[0], out=out)  # one way through memory less
     else:
-        out.copy_(first[0])
-        add(out, first[1:], shift=8 * first[0].itemsize)
+        put(out, first)
     for parts in rest:
         add(out, parts)

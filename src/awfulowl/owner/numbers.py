@@ -13,7 +13,7 @@ from awfulowl.arithmetic.local import LocalProduct, Rounded, largest_sum
 from awfulowl.arithmetic.numbers import Integers, fewest_bytes, integers
 from awfulowl.arithmetic.packing import pack
 from awfulowl.arithmetic.products import fastest
-from awfulowl.arithmetic.quantise import dequantise, quantise, steps
+from awfulowl.arithmetic.quantise import dequantise, quantise, rounded
 from awfulowl.blocks.grid import rectangle, tiled
 from awfulowl.blocks.kernels import product
 from awfulowl.errors import InputError, ModelError
@@ -271,10 +271,10 @@ class Exact(Numbers):
         Raises:
             InputError: a number is not finite.
         """
-        own = steps(x, self._numbers)
+        own, integers = rounded(x, self._numbers)
         if not bool(own.isfinite().all()):
             raise InputError(f"{self._panel.name}: the inputs are not finite, and integers have no infinity and no NaN")
-        return Entered(quantise(x, own, self._numbers), own)
+        return Entered(integers, own)
 
     def split(self, x: Tensor, entropy: Entropy) -> SharedInputs:
         """Split integers among the lanes."""

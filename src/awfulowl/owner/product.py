@@ -126,8 +126,6 @@ class Product:
         shape = output_shape(self._grid.kernel, self._outputs.size, self._grid.size, x.shape)
         y = empty(shape)
         self._little = x.numel() + y.numel() < _LITTLE
-        floats = isinstance(self._numbers, Floats)  # which are passed on as they are
-        entered = self._numbers.enter(x) if floats else await self._compute(lambda: self._numbers.enter(x))
         bytes_per_sample = max(4, self._numbers.width) * max(x[0].numel(), y[0].numel())
         count = max(1, math.ceil(bytes_per_sample * x.shape[0] / self._engine.policy.part_bytes))
         slots = asyncio.Semaphore(self._engine.policy.parts_in_flight)
@@ -136,12 +134,18 @@ class Product:
         async def one(turn: int, part: slice) -> None:
             recorder = None if self._tape is None else self._tape.add(part)
             async with slots:
-                await self._part(entered.samples(part), y[part], turn, recorder)
+                await self._part(await self._enter(x[part]), y[part], turn, recorder)
                 self._parts_left -= 1
 
         await together(one(turn, part) for turn, part in enumerate(_evenly(x.shape[0], count)))
         self._deployment.used(self._number, x.shape[0])
         return y
+
+    async def _enter(self, x: Tensor) -> Entered:
+        """Turn inputs into the panel's numbers; floats are passed on as they are."""
+        if isinstance(self._numbers, Floats):
+            return self._numbers.enter(x)
+        return await self._compute(lambda: self._numbers.enter(x))
 
     async def _part(self, entered: Entered, out: Tensor, turn: int, recorder: Recorder | None) -> None:
         """Fill `out` with a checked product; every round that fails costs at least one liar its place."""

@@ -6,39 +6,17 @@ it does alone where other processes share the cache: a loop that goes from answe
 Infinities and NaN come out as they should.
 """
 
-import contextlib
-import threading
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from types import ModuleType
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-WORTH_COMPILING: Final = 1 << 22
-"""Weights of a model from which the seconds that loading numba takes are worth it."""
+from awfulowl.arithmetic import compiled
+from awfulowl.compiling import Loops
 
 _TYPES: Final = frozenset({torch.float32, torch.int8, torch.int16, torch.int32, torch.int64})
-
-_loops: list[ModuleType] = []
-_preparing: Final = threading.Lock()
-
-
-def prepare() -> bool:
-    """Compile the loops, if numba is installed, or load them from where they were kept; takes up to some seconds."""
-    with _preparing:
-        if not _loops:
-            _load()
-    return bool(_loops)
-
-
-def _load() -> None:
-    with contextlib.suppress(ImportError):
-        from awfulowl.verification import loops  # noqa: PLC0415 - an extra, and a second to load
-
-        _loops.append(loops)
-        _call_all()
 
 
 def _call_all() -> None:
@@ -56,9 +34,17 @@ def _call_all() -> None:
     advance(*numbers, [secrets] * 4, [one.contiguous() for one in sizes], 1)
 
 
+_LOOPS: Final = Loops("awfulowl.verification.loops", _call_all)
+
+
+def prepare() -> bool:
+    """Compile these loops and those of `arithmetic`, and say whether numba is there; takes up to some seconds."""
+    return compiled.prepare() and _LOOPS.prepare()
+
+
 def can_weigh(x: Tensor) -> bool:
     """Say whether there is a loop for such numbers."""
-    return bool(_loops) and x.dtype in _TYPES and _plain(x)
+    return _LOOPS.module is not None and x.dtype in _TYPES and _plain(x)
 
 
 def weigh(weights: Tensor, x: Tensor) -> Tensor | None:
@@ -66,10 +52,10 @@ def weigh(weights: Tensor, x: Tensor) -> Tensor | None:
 
     weights: (rows, channels) float64; x: (batch, channels).
     """
-    if not (can_weigh(x) and _plain(weights) and _fit(weights, x)):
+    if not (_LOOPS.module and can_weigh(x) and _plain(weights) and _fit(weights, x)):
         return None
     out = torch.empty(len(weights), len(x), dtype=torch.float64)
-    _loops[0].weigh(weights.numpy(), x.detach().numpy(), out.numpy())
+    _LOOPS.module.weigh(weights.numpy(), x.detach().numpy(), out.numpy())
     return out
 
 
@@ -78,10 +64,10 @@ def measure(weights: Tensor, spread: Tensor, x: Tensor) -> tuple[Tensor, Tensor]
 
     weights: (k, channels) float64; spread: (m, channels) float32; x: (batch, channels) float32.
     """
-    if not (_loops and _are_float32(spread, x) and _plain(weights, spread, x) and _fit(weights, spread, x)):
+    if not (_LOOPS.module and _are_float32(spread, x) and _plain(weights, spread, x) and _fit(weights, spread, x)):
         return None
     out, energies = torch.empty(len(weights), len(x), dtype=torch.float64), torch.empty(len(spread), len(x))
-    _loops[0].measure(weights.numpy(), spread.numpy(), x.detach().numpy(), out.numpy(), energies.numpy())
+    _LOOPS.module.measure(weights.numpy(), spread.numpy(), x.detach().numpy(), out.numpy(), energies.numpy())
     return out, energies
 
 
@@ -111,12 +97,12 @@ def judge(
         unit: of `energy`.
         bounds: what is allowed.
     """
-    if not (_loops and _are_float32(squares, y, energy) and _plain(r, squares, y) and _fit(r, squares, y)):
+    if not (_LOOPS.module and _are_float32(squares, y, energy) and _plain(r, squares, y) and _fit(r, squares, y)):
         return None
     if product.shape != (len(r), len(y)) or energy.shape != (len(squares), len(y)) or len(squares) not in (1, len(r)):
         return None
     verdicts = torch.empty(2, len(y), dtype=torch.bool)
-    sure = _loops[0].judge(
+    sure = _LOOPS.module.judge(
         r.numpy(),
         squares.numpy(),
         y.detach().numpy(),
@@ -134,12 +120,12 @@ def equal(r: Tensor, y: Tensor, product: Tensor) -> Tensor | None:
 
     r: (k, outputs) float64; y: (batch, outputs) int32 or int64; product: (k, batch) int64.
     """
-    if not (_loops and y.dtype in (torch.int32, torch.int64) and _plain(r, y) and _fit(r, y)):
+    if not (_LOOPS.module and y.dtype in (torch.int32, torch.int64) and _plain(r, y) and _fit(r, y)):
         return None
     if product.shape != (len(r), len(y)):
         return None
     accepted = torch.empty(len(y), dtype=torch.bool)
-    _loops[0].equal(r.numpy(), y.numpy(), product.contiguous().numpy(), accepted.numpy())
+    _LOOPS.module.equal(r.numpy(), y.numpy(), product.contiguous().numpy(), accepted.numpy())
     return accepted
 
 
@@ -148,14 +134,14 @@ def correlate(secret: Tensor, parts: Tensor, own: Tensor, other: Tensor) -> tupl
 
     secret: (k, own channels) float64; parts: (p, own channels) float32; own, other: (batch, channels) float32 each.
     """
-    if not (_loops and _are_float32(parts, own, other) and _plain(secret, parts, own, other)):
+    if not (_LOOPS.module and _are_float32(parts, own, other) and _plain(secret, parts, own, other)):
         return None
     if not _fit(secret, parts, own) or other.dim() != 2 or len(other) != len(own):
         return None
     image = torch.empty(len(secret), other.shape[1], dtype=torch.float64)
     energies = torch.empty(len(parts), other.shape[1])
     operands = (tensor.detach().numpy() for tensor in (secret, parts, own, other))
-    _loops[0].correlate(*operands, image.numpy(), energies.numpy())
+    _LOOPS.module.correlate(*operands, image.numpy(), energies.numpy())
     return image, energies
 
 
@@ -183,7 +169,7 @@ def advance(
         vectors: independent secret vectors, k.
     """
     weight, noise, base = images[0], sizes[2], sizes[0]
-    if not (_loops and _plain(*images, *sizes) and _are_float32(sizes[-1])):
+    if not (_LOOPS.module and _plain(*images, *sizes) and _are_float32(sizes[-1])):
         return None
     width, one = (*base.shape[:-2], base.shape[-2] * vectors, base.shape[-1]), tuple(base.shape)
     wanted = (one, one, (3, *one), (2, *one), one, one)
@@ -195,7 +181,7 @@ def advance(
     by_part = [image.view(-1, vectors, shape[1]).numpy() for image in (*images, *moved)]
     flat = [one.view(*one.shape[: one.dim() - base.dim()], *shape).numpy() for one in (*sizes, *after)]
     errors, kept = (tuple(chain.from_iterable(matrix)) for matrix in carrying)
-    _loops[0].advance(
+    _LOOPS.module.advance(
         rule, errors, kept, gain, tuple(by_part[:4]), tuple(flat[:6]), tuple(by_part[4:]), tuple(flat[6:])
     )
     return *moved, *after

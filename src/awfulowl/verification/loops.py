@@ -5,23 +5,18 @@ fetched as often. Sums may be in any order; vectors need that.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
+
+from awfulowl.compiling import loop
 
 _BLOCK: Final = 512
 """Channels at a time where sums are over samples: they stay in the first cache."""
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    # Not `nnan` and `ninf`: whoever answers with those must not be accepted.
-    allowed = {"reassoc", "contract", "nsz"}
-    try:
-        return njit(nogil=True, fastmath=allowed, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # nowhere to keep what is compiled
-        return njit(nogil=True, fastmath=allowed, error_model="numpy", cache=False)(function)
+_compiled: Final = loop("reassoc", "contract", "nsz")
+"""Not `nnan` and `ninf`: whoever answers with those must not be accepted."""
 
 
 @_compiled

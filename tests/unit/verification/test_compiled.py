@@ -14,6 +14,7 @@ from torch import Tensor
 
 from awfulowl import verification
 from awfulowl.arithmetic.descent import Descent
+from awfulowl.owner import deployment
 from awfulowl.owner.policy import Policy
 from awfulowl.randomness import Entropy
 from awfulowl.verification import compiled
@@ -28,10 +29,10 @@ from tests.unit.verification.shapes import Layer, convolution, dense, layers, so
 @pytest.fixture(autouse=True)
 def _kept() -> Iterator[None]:
     """Leave other tests what they had."""
-    before = list(compiled._loops)
+    before = compiled._LOOPS.module
     assert compiled.prepare()
     yield
-    compiled._loops[:] = before
+    compiled._LOOPS.module = before
 
 
 shapes = st.tuples(st.integers(1, 7), st.integers(0, 6), st.integers(0, 70))
@@ -200,7 +201,7 @@ def test_only_little_arithmetic_waits_for_the_answer() -> None:
     assert is_quick(layer.grid.kernel, layer.x)
     assert not is_quick(layer.grid.kernel, torch.empty(1 << 18, 8))
     assert not is_quick(curved.grid.kernel, curved.x)
-    compiled._loops.clear()
+    compiled._LOOPS.module = None
     assert not is_quick(layer.grid.kernel, layer.x)
 
 
@@ -245,7 +246,7 @@ def test_gradients_are_no_hindrance() -> None:
 
 
 def test_nothing_is_compiled_before_it_is_asked_for() -> None:
-    compiled._loops.clear()
+    compiled._LOOPS.module = None
     assert compiled.weigh(torch.ones(3, 6, dtype=torch.float64), torch.ones(4, 6)) is None
     assert compiled.measure(torch.ones(3, 6, dtype=torch.float64), torch.ones(3, 6), torch.ones(4, 6)) is None
 
@@ -253,7 +254,7 @@ def test_nothing_is_compiled_before_it_is_asked_for() -> None:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled, and the loops have never been imported."""
-    compiled._loops.clear()
+    compiled._LOOPS.module = None
     monkeypatch.delitem(sys.modules, "awfulowl.verification.loops")
     monkeypatch.delattr(verification, "loops")
 
@@ -280,7 +281,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_each_time(monkeypatch: pytest.
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_loops", [])
+    monkeypatch.setattr(compiled._LOOPS, "module", None)
 
 
 @some
@@ -308,11 +309,11 @@ def test_samples_that_float32_cannot_square_are_done_again() -> None:
 @pytest.mark.parametrize("worth", [120, 121])
 def test_a_fleet_compiles_for_large_models_alone(monkeypatch: pytest.MonkeyPatch, worth: int) -> None:
     """Of 96 and 24 weights."""
-    compiled._loops.clear()
-    monkeypatch.setattr(compiled, "WORTH_COMPILING", worth)
+    compiled._LOOPS.module = None
+    monkeypatch.setattr(deployment, "WORTH_COMPILING", worth)
     with still_fleet(2, Policy()) as fleet:
         pair = twins(fleet, perceptron())
-        assert bool(compiled._loops) is (worth == 120)
+        assert (compiled._LOOPS.module is not None) is (worth == 120)
         pair.step(2)
         pair.agree()
 
