@@ -1,5 +1,6 @@
 """The demonstration of training: real images, devices that lie, stray, die and come back, beside the same run here."""
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from awfulowl.cli.curve import Curve, Mark
 from awfulowl.cli.demo_report import happenings, versions
 from awfulowl.cli.terminal import Stages
 from awfulowl.cli.training_demo_report import TrainingDemonstration, Trouble, TroubleKind
-from awfulowl.errors import InputError
+from awfulowl.errors import AwfulOwlError, InputError
 from awfulowl.fabric.broker_binary import find_binary, verify_binary
 from awfulowl.fleet.local import LocalFleet, local_fleet
 from awfulowl.owner.ledger import Event
@@ -28,6 +29,8 @@ from awfulowl.recipes.loop import Progress
 from awfulowl.recipes.recipe import BUILT_IN, changed
 from awfulowl.recipes.run import FleetRun, Outcome, train_here, train_on_fleet
 from awfulowl.recipes.task import make_task
+
+_log = logging.getLogger(__name__)
 
 _EPOCHS: Final = 8
 _LIE_SIZE: Final = 0.01
@@ -92,10 +95,16 @@ class Troubles:
             self._fleet.corrupt(name, "random", _LIE_SIZE)
         elif kind == "died":
             self._fleet.kill(name)
-            self._revivals.append(Timer(_AWAY_S, self._fleet.restart, [name]))
+            self._revivals.append(Timer(_AWAY_S, self._revive, [name]))
             self._revivals[-1].start()
         else:
             self._fleet.lead_astray(name, "skipped")
+
+    def _revive(self, name: str) -> None:
+        try:
+            self._fleet.restart(name)
+        except AwfulOwlError as error:  # it stays away, as the report will say
+            _log.warning("%s could not be started again: %s", name, error)
 
     def close(self) -> None:
         """Start nobody again from now on."""

@@ -181,6 +181,24 @@ def test_what_a_device_did_before_its_trouble_does_not_count(made: Plan) -> None
     assert (found.noticed_after_steps, found.returned_after_steps) == (None, None)
 
 
+def test_who_cannot_be_started_again_stays_away(
+    made: Plan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = FakeFleet(made)
+
+    def fails(name: str) -> None:
+        raise UnavailableError(f"{name} does not start")
+
+    monkeypatch.setattr(fleet, "restart", fails)
+    troubles = Troubles(cast("LocalFleet", fleet), made, STEPS)
+    troubles.happen(STEPS // 2)
+    Later.come()
+    troubles.happen(STEPS // 2 + 3)
+    (found,) = troubles.found.values()
+    assert (found.noticed_after_steps, found.returned_after_steps) == (3, None)
+    assert "could not be started again" in caplog.text
+
+
 def test_nobody_is_started_again_when_the_training_has_ended(made: Plan) -> None:
     fleet = FakeFleet(made)
     troubles = Troubles(cast("LocalFleet", fleet), made, STEPS)
