@@ -16,7 +16,7 @@ from awfulowl.cli import training_demo, training_demo_report
 from awfulowl.cli.demo_report import Happening, versions
 from awfulowl.cli.training_demo import Troubles, compare
 from awfulowl.cli.training_demo_report import TrainingDemonstration, Trouble
-from awfulowl.errors import BrokerError
+from awfulowl.errors import BrokerError, UnavailableError
 from awfulowl.fleet.local import LocalFleet
 from awfulowl.models.digits import DigitsNet
 from awfulowl.owner.ledger import Event
