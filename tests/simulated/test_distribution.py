@@ -54,6 +54,24 @@ def test_two_whole_copies_are_sent_of_replicated_weights(arithmetic: str, sharin
     assert copies < found < copies + 0.25
 
 
+@pytest.mark.parametrize(("arithmetic", "width"), [("int8", 3), ("int16", 5)])
+@pytest.mark.parametrize(("sharing", "lanes"), [(None, 1), ("inputs:2", 2), ("replicated", 3)])
+def test_answers_to_shares_have_no_more_bytes_than_their_sum_needs(
+    arithmetic: str, width: int, sharing: str | None, lanes: int
+) -> None:
+    weights = {"layer": torch.randn(256, 256, generator=torch.Generator().manual_seed(1))}
+    parties = {f"d{lane}": f"party{lane}" for lane in range(lanes)}
+
+    async def main() -> None:
+        async with World(parties, options=options_of(arithmetic, sharing, 256), weights=weights) as world:
+            before, x = world.engine.ledger.bytes_received, world.inputs(200)
+            world.expect(await world.multiply(x), x)
+            received = (world.engine.ledger.bytes_received - before) / (200 * 256)
+            assert lanes * width < received < lanes * width + 0.1
+
+    simulate(main())
+
+
 class Watched(World):
     """Notes every load that a device gets: by domain and handles the seeds, and the numbers that came whole."""
 

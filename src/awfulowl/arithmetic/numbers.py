@@ -31,7 +31,7 @@ class Integers(msgspec.Struct, frozen=True):
 
     @property
     def ring_bytes(self) -> int:
-        """Bytes of a share, and of an answer to shares."""
+        """Bytes of a share; an answer to shares has as many as the sum of all answers needs."""
         return self.ring.itemsize
 
     @property

@@ -83,6 +83,13 @@ def add(total: Tensor, parts: Sequence[Tensor]) -> None:
         _add(total, parts)
 
 
+def fold(total: Tensor, width: int) -> None:
+    """Make numbers modulo 2^(8 width) signed ones of that many bytes, in place: sums of shares are known no better."""
+    beyond = 8 * (total.itemsize - width)
+    if beyond:
+        total.bitwise_left_shift_(beyond).bitwise_right_shift_(beyond)
+
+
 def _add(total: Tensor, parts: Sequence[Tensor], shift: int = 0) -> None:
     for part in parts:
         total.add_(part, alpha=1 << shift)

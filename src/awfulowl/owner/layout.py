@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from awfulowl.arithmetic.packing import PARTS, add, put
+from awfulowl.arithmetic.packing import PARTS, add, fold, put
 from awfulowl.blocks.grid import Grid, Span
 from awfulowl.blocks.kernels import output_shape
 from awfulowl.placement.plan import Panel
@@ -115,6 +115,11 @@ class Layouts:
         )
         return Layout(lane, tuple(ordered), columns, terms, body)
 
+    @property
+    def are_shared(self) -> bool:
+        """Whether answers are shares of the product, and no numbers of their own."""
+        return self._sharing.shares > 1
+
     def matrices(self, lane: int) -> range:
         """Return the numbers of a lane's matrices, counted over all lanes."""
         return self._sharing.matrices(lane)
@@ -152,13 +157,19 @@ class Layouts:
 def add_up(pieces: Sequence[Piece], layouts: Layouts, outputs: Outputs, out: Tensor) -> None:
     """Write the sum of all pieces into `out` (batch, rows, *space), in plan order whoever answered first.
 
-    `out` is float32, or the integers that answers unpack to: sums of these wrap around as their ring does.
+    `out` is float32, or the integers that answers unpack to: sums of shares wrap around as answers of this width do.
     """
     order = sorted(pieces, key=lambda piece: (piece.layout.lane, layouts.rank[piece.layout.columns[0]]))
     sums = [(term.rows, parts) for piece in order for term, parts in layouts.sums(piece)]
     if all(rows == outputs.rows for rows, _ in sums):
         _add_whole([parts for _, parts in sums], out)
-        return
+    else:
+        _add_rows(sums, outputs, out)
+    if layouts.are_shared:
+        fold(out, layouts.width)
+
+
+def _add_rows(sums: Sequence[tuple[Sequence[int], Sequence[Tensor]]], outputs: Outputs, out: Tensor) -> None:
     out.zero_()
     for rows, parts in sums:
         position = 0

@@ -198,7 +198,7 @@ class Exact(Numbers):
         self._steps: Final = torch.cat([one.steps for one in self._rounded])
         self._shared_weights = SharedWeights(sharing, numbers.ring, entropy)
         self._bound: Final = largest_sum(self._rounded, numbers)
-        self.width = numbers.ring_bytes if sharing.shares > 1 else fewest_bytes(self._bound)
+        self.width = fewest_bytes(self._bound)
 
     def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> ExactCheck:
         """Draw secrets for a check without a tolerance."""

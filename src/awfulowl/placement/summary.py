@@ -146,9 +146,8 @@ def _number_bytes(panel: Panel, sharing: Sharing) -> tuple[int, int]:
     numbers = integers(panel.arithmetic)
     if numbers is None:
         return FLOAT_BYTES, FLOAT_BYTES
-    if sharing.shares > 1:
-        return numbers.ring_bytes, numbers.ring_bytes
-    return numbers.dtype.itemsize, fewest_bytes(math.prod(panel.grid.shape[1:]) * numbers.largest**2)
+    goes = numbers.ring_bytes if sharing.shares > 1 else numbers.dtype.itemsize
+    return goes, fewest_bytes(math.prod(panel.grid.shape[1:]) * numbers.largest**2)
 
 
 def _outputs(panel: Panel, rows: Iterable[int]) -> int:

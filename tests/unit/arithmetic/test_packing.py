@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from awfulowl.arithmetic.packing import PARTS, most, pack, unpack
+from awfulowl.arithmetic.packing import PARTS, add, fold, most, pack, put, unpack
 
 WIDTHS = st.integers(1, 8)
 SHAPES = st.lists(st.integers(0, 4), max_size=3)
@@ -173,3 +173,20 @@ def test_some_samples_of_the_parts_are_those_of_the_numbers(width: int) -> None:
     parts = pack(y.clone(), width)
     for samples in (slice(0, 0), slice(0, 1), slice(1, 3), slice(3, None), slice(None)):
         assert torch.equal(unpack([part[samples] for part in parts], width).long(), y[samples])
+
+
+@given(WIDTHS, st.data(), st.integers(1, 4), st.integers(0, 2**32))
+def test_sums_of_shares_are_folded_to_the_number(width: int, data: st.DataObject, shares: int, seed: int) -> None:
+    """Shares are uniform in a ring of 4 or 8 bytes; what devices answer of them is known modulo 2^(8 width) only."""
+    ring = torch.int32 if width <= 4 else torch.int64
+    y = data.draw(numbers(width)).clamp(-most(width), most(width)).to(ring)
+    bounds, generator = torch.iinfo(ring), torch.Generator().manual_seed(seed)
+    random = [torch.randint(bounds.min, bounds.max, y.shape, generator=generator).to(ring) for _ in range(shares - 1)]
+    last = y - sum(random, torch.zeros_like(y))
+    answers = [pack(share.clone(), width) for share in (*random, last)]
+    total = torch.empty_like(y)
+    put(total, answers[0])
+    for parts in answers[1:]:
+        add(total, parts)
+    fold(total, width)
+    assert torch.equal(total, y)

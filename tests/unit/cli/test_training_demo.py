@@ -193,8 +193,10 @@ def test_who_cannot_be_started_again_stays_away(
     troubles = Troubles(cast("LocalFleet", fleet), made, STEPS)
     troubles.happen(STEPS // 2)
     Later.come()
+    (name,) = troubles.found
+    fleet._event("gone", name)
     troubles.happen(STEPS // 2 + 3)
-    (found,) = troubles.found.values()
+    found = troubles.found[name]
     assert (found.noticed_after_steps, found.returned_after_steps) == (3, None)
     assert "could not be started again" in caplog.text
 
