@@ -49,12 +49,14 @@ Row = dict[str, Any]
 class Scene(NamedTuple):
     """Weights that are checked: their shape, the kind of product, and the space of an input.
 
-    `share` is that of the honest products that other scenes get: wide ones cost more.
+    `share` is that of the honest products that other scenes get: wide ones cost more. Where `rows` are named a
+    convolution is checked by channels, else as the dense product that it is over all positions.
     """
 
     shape: tuple[int, ...]
     space: tuple[int, ...] = ()
     share: float = 1.0
+    rows: Sequence[int] | None = None
 
     @property
     def grid(self) -> Grid:
@@ -71,6 +73,8 @@ SCENES = (
     Scene((128, 384)),
     Scene((8, 4, 3, 3), (5, 5)),
     Scene((12, 6, 3), (16,)),
+    Scene((8, 4, 3, 3), (5, 5), rows=(0,)),
+    Scene((12, 6, 3), (16,), rows=(0,)),
     Scene((4096, 4096), share=0.2),
 )
 SHARES = len(INTEGERS) * sum(scene.share for scene in SCENES)
@@ -102,6 +106,10 @@ class Checked:
         """Return right answers."""
         return self._backend.multiply(self._grid.kernel, self._weights, x, 1, self.width)
 
+    def refused(self, x: Tensor, y: Tensor) -> int:
+        """Count the answers that the check does not accept."""
+        return int((~self.check.accepts(x, y, rows=self.scene.rows)).sum())
+
 
 def every(generator: torch.Generator) -> Iterator[Checked]:
     return (Checked(scene, numbers, generator) for numbers in INTEGERS.values() for scene in SCENES)
@@ -124,7 +132,7 @@ def flips(quick: bool) -> list[Row]:
             raw[torch.arange(batch), at] ^= (1 << bit).to(torch.uint8)
             split = torch.split(raw, [one.shape[1] for one in raws], dim=1)
             false = [one.contiguous().view(part.dtype).view(part.shape) for one, part in zip(split, parts, strict=True)]
-            caught += int((~checked.check.accepts(x, unpack(false, checked.width))).sum())
+            caught += checked.refused(x, unpack(false, checked.width))
             made += batch
         rows.append(_counted(checked, "flips", made, caught, "caught"))
     return rows
@@ -142,14 +150,14 @@ def honest(quick: bool) -> list[Row]:
             y = checked.product(x)
             for _ in range(8):
                 checked.check = checked.renew()
-                alarms += int((~checked.check.accepts(x, y)).sum())
+                alarms += checked.refused(x, y)
                 made += batch
         rows.append(_counted(checked, "honest", made, alarms, "alarms"))
     return rows
 
 
 def _counted(checked: Checked, part: str, made: int, found: int, what: str) -> Row:
-    scene = "x".join(map(str, checked.scene.shape))
+    scene = "x".join(map(str, checked.scene.shape)) + (" by channels" if checked.scene.rows else "")
     return {"part": part, "arithmetic": checked.numbers.name, "weights": scene, "trials": made, what: found}
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 from awfulowl.arithmetic import compiled
 from awfulowl.compiling import Loops
 
-_TYPES: Final = frozenset({torch.float32, torch.int8, torch.int16, torch.int32, torch.int64})
+_INPUTS: Final = frozenset({torch.int8, torch.int16})
+_ANSWERS: Final = frozenset({torch.int32, torch.int64})
+_TYPES: Final = frozenset({torch.float32}) | _INPUTS | _ANSWERS
 
 
 def _call_all() -> None:
@@ -24,8 +26,11 @@ def _call_all() -> None:
     secrets, some, sums = torch.ones(1, 1, dtype=torch.float64), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.int64)
     for dtype in _TYPES:
         weigh(secrets, some.to(dtype))
-    for integers in (torch.int32, torch.int64):
-        equal(secrets, some.to(integers), sums)
+    for inputs in _INPUTS:
+        add_up(sums, some.to(inputs))
+    for answers in _ANSWERS:
+        equal(secrets, some.to(answers), sums)
+        congruent(sums, some.to(answers), 1, sums)
     measure(secrets, some, some)
     judge(secrets, some, some, secrets, some, 1.0, Bounds(1.0, 1.0, 0.0, 0.0, 2.0))
     correlate(secrets, some, some, some)
@@ -120,12 +125,38 @@ def equal(r: Tensor, y: Tensor, product: Tensor) -> Tensor | None:
 
     r: (k, outputs) float64; y: (batch, outputs) int32 or int64; product: (k, batch) int64.
     """
-    if not (_LOOPS.module and y.dtype in (torch.int32, torch.int64) and _plain(r, y) and _fit(r, y)):
+    if not (_LOOPS.module and y.dtype in _ANSWERS and _plain(r, y) and _fit(r, y)):
         return None
     if product.shape != (len(r), len(y)):
         return None
     accepted = torch.empty(len(y), dtype=torch.bool)
     _LOOPS.module.equal(r.numpy(), y.numpy(), product.contiguous().numpy(), accepted.numpy())
+    return accepted
+
+
+def add_up(weights: Tensor, x: Tensor) -> Tensor | None:
+    """Return weights xᵀ modulo 2^64: (rows, batch) int64.
+
+    weights: (rows, channels) int64; x: (batch, channels) int8 or int16.
+    """
+    if not (_LOOPS.module and x.dtype in _INPUTS and _plain(weights, x) and _fit(weights, x)):
+        return None
+    out = torch.empty(len(weights), len(x), dtype=torch.int64)
+    _LOOPS.module.add_up(weights.numpy(), x.numpy(), out.numpy())
+    return out
+
+
+def congruent(r: Tensor, y: Tensor, bound: int, product: Tensor) -> Tensor | None:
+    """Say for each sample whether r y is the product modulo 2^64, and no |y| beyond the bound: (batch,) bool.
+
+    r: (k, outputs) int64; y: (batch, outputs) int32 or int64, at least one output; product: (k, batch) int64.
+    """
+    if not (_LOOPS.module and y.dtype in _ANSWERS and _plain(r, y) and _fit(r, y) and r.shape[1] > 0):
+        return None
+    if product.shape != (len(r), len(y)):
+        return None
+    accepted = torch.empty(len(y), dtype=torch.bool)
+    _LOOPS.module.congruent(r.numpy(), y.numpy(), bound, product.contiguous().numpy(), accepted.numpy())
     return accepted
 
 

@@ -1,11 +1,13 @@
 """Freivalds' check over the integers: is y = W x, exactly? Without the weights, at a stated miss rate.
 
 **The check** (Freivalds, 1977). For each of k secret vectors r, uniform over the integers in [-2^(b-1), 2^(b-1)), the
-owner keeps s = rᵀ W. It accepts a sample when for every vector r y = s x, with nothing to spare. In a convolution r
-is over the output channels, s has one vector for each tap, and the equation has to hold at each output position.
+owner keeps s = rᵀ W. It accepts a sample when for every vector r y = s x, with nothing to spare. A convolution over the
+positions that inputs come with first is checked as the dense product that it is there, with r over all outputs at all
+positions (`unrolled`), modulo 2^64. Over others, or too many, r is over the output channels, s has one vector for each
+tap, and the equation has to hold at each output position.
 
-**Right answers always pass**: both sides are the same integer, computed without rounding. There are no false alarms, so
-one failure proves that an answer is wrong.
+**Right answers always pass**: both sides are the same integer, or the same modulo 2^64, computed without rounding.
+There are no false alarms, so one failure proves that an answer is wrong.
 
 **Wrong ones do not.** Let y = W x + e with e ≠ 0 chosen without knowledge of r, say e_i ≠ 0. Whatever the other
 numbers in r are, r e = 0 holds for at most one r_i of 2^b. So k vectors miss a wrong sample with probability at
@@ -16,6 +18,13 @@ exactly. With m outputs and |e| <= E in each, |r e| <= 2^(b-1) m E, and below 2^
 modulo 2^64. Answers of 4 bytes have E <= 2^32. Longer ones are held to the bound B >= |W x| first, so E <= 2 B.
 b is the largest up to 16 that 2^(b-1) m E < 2^63 allows, and at 4 bytes what a single piece allows:
 b + 32 + ⌈log2 m⌉ <= 55.
+
+**With wrapping there may be any number of outputs.** Over all positions at once m would leave b few bits. There r y and
+s x are computed in int64, which wraps around as the ring modulo 2^64 does, and every answer is held to the bound B, so
+|e| <= 2 B. Let e_i = 2^t u with u odd, t <= log2 2 B. Then r e = 0 modulo 2^64 determines r_i modulo 2^(64-t), whatever
+the others are, and of the 2^b numbers that r_i may be no two are equal modulo that if b <= 64 - t. So again it is one
+r_i of 2^b at most. k is the least with room for 2^-40, b = ⌈40 / k⌉: one vector of 40 bits if B < 2^24, two of 20 if
+B < 2^44.
 
 Secrets are renewed as in `freivalds`: a device that learns whether it passed learns a little about r.
 """
@@ -35,7 +44,8 @@ from awfulowl.blocks.kernels import Kernel, output_shape
 from awfulowl.errors import InputError, ModelError
 from awfulowl.randomness import Entropy
 from awfulowl.verification import compiled
-from awfulowl.verification.sums import chunks, joined, multiply, weigh
+from awfulowl.verification.sums import BUFFERS, chunks, joined, multiply, weigh
+from awfulowl.verification.unrolled import First, IntegerVectors, fits, unroll_integers
 from awfulowl.verification.vectors import Projections, Rows, project
 
 MISS_BITS: Final = 40
@@ -65,6 +75,12 @@ def secret_bits(outputs: int, numbers: Integers, bound: int) -> int:
     return bits
 
 
+def modular_secrets(bound: int) -> tuple[int, int]:
+    """Return how many vectors there are modulo 2^64, and how many bits a secret number has, for the largest |W x|."""
+    vectors = -(-MISS_BITS // (65 - (2 * bound).bit_length()))
+    return vectors, -(-MISS_BITS // vectors)
+
+
 class ExactCheck:
     """Says which answers for one panel of integers are right, from secrets of k (inputs + outputs) numbers."""
 
@@ -81,7 +97,8 @@ class ExactCheck:
         """Draw secrets in one pass over the weights, of which nothing else is kept.
 
         Args:
-            weights: (outputs, inputs / groups, *size) integers each; together they have the outputs of the grid.
+            weights: (outputs, inputs / groups, *size) integers each; together they have the outputs of the grid. Those
+                of a convolution are looked at again when the first inputs come.
             grid: how the weights are cut.
             entropy: where the secrets come from.
             numbers: what weights and inputs are.
@@ -92,6 +109,8 @@ class ExactCheck:
             ModelError: the layer is too large to be checked in these integers.
         """
         self.grid: Final = grid
+        self._weights = weights
+        self._entropy = entropy
         self._numbers = numbers
         self._bound = bound
         self._bits = secret_bits(grid.outputs, numbers, bound)
@@ -101,11 +120,14 @@ class ExactCheck:
         apart = None if apart is None else [frozenset(rows) for rows in apart]
         self._sums = Projections(weights, grid, r.double(), (1,), apart)
         self._s_bits = self._bits + 8 * numbers.dtype.itemsize + max(0, grid.outputs - 1).bit_length()
+        self._unrolled: First[IntegerVectors] = First()
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that the secrets take."""
-        return sum({id(tensor): tensor.nbytes for tensor in self._sums.tensors()}.values())
+        unrolled = self._unrolled.kept
+        kept = sum({id(tensor): tensor.nbytes for tensor in self._sums.tensors()}.values())
+        return kept + (0 if unrolled is None else unrolled.memory_bytes)
 
     @torch.no_grad()
     def expect(
@@ -128,10 +150,27 @@ class ExactCheck:
         if x.dim() != 2 + len(size) or x.shape[1] != inputs:
             raise InputError(f"a check of {inputs} inputs got inputs of shape {tuple(x.shape)}")
         shape = output_shape(kernel, outputs, size, x.shape)
+        unrolled = self._unroll(tuple(x.shape[2:])) if rows is None and columns is None else None
+        if unrolled is not None:
+            return ExactExpectation(unrolled.r, None, _add_up(unrolled.s, x.flatten(1)), shape, self._bound)
         terms, sums = inputs * prod(size), partial(_sums, kernel, shape[2:])
         products = [in_pieces(sums, chunk, s, terms, w_bits=self._s_bits) for chunk in chunks(x)]
         bound = self._bound if self._numbers.ring_bytes > 4 else None
         return ExactExpectation(r, self._bits, joined(products), shape, bound)
+
+    def _unroll(self, space: tuple[int, ...]) -> IntegerVectors | None:
+        """Return secrets for a convolution over these positions, if they are the first that were seen."""
+        return self._unrolled.get(space, self._draw)
+
+    def _draw(self, space: tuple[int, ...]) -> IntegerVectors | None:
+        vectors, bits = modular_secrets(self._bound)
+        if not fits(self.grid, space, vectors):
+            return None
+        # Devices have the weights that were scattered: they are looked at once more, and once only.
+        weights = torch.cat([weight[: len(weight)] for weight in self._weights])
+        if not self.matches(weights):
+            return None
+        return unroll_integers(weights, self.grid, space, self._entropy, vectors, bits)
 
     def accepts(
         self, x: Tensor, y: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None
@@ -162,7 +201,8 @@ class ExactCheck:
 class ExactExpectation:
     """What an answer to known inputs is held to; made by `ExactCheck.expect`."""
 
-    def __init__(self, r: Tensor, bits: int, product: Tensor, shape: Sequence[int], bound: int | None) -> None:
+    def __init__(self, r: Tensor, bits: int | None, product: Tensor, shape: Sequence[int], bound: int | None) -> None:
+        """Prepare to compare: r is float64 of so many bits, or int64, if they are None, for sums modulo 2^64."""
         self._r = r
         self._bits = bits
         self._product = product
@@ -186,19 +226,27 @@ class ExactExpectation:
         """
         if tuple(y.shape) != self._shape:
             raise InputError(f"a check got an answer of shape {tuple(y.shape)}, not {self._shape}")
+        if self._product.dim() == 2:
+            y = y.flatten(1)  # of a convolution that was unrolled
+        limit = 2**31 if self._bound is None else self._bound
+        if self._bits is None:
+            found = compiled.congruent(self._r, y, limit, self._product)
+            if found is not None:
+                return found
         answers = chunks(y)
         expected = torch.split(self._product, len(answers[0]), dim=1)
         equal = [self._equal(chunk, part) for chunk, part in zip(answers, expected, strict=True)]
         right = equal[0] if len(equal) == 1 else torch.cat(equal)
         # What has more than 4 bytes could be off by a multiple of 2^64 once it is weighed.
-        limit = 2**31 if self._bound is None and y.itemsize > 4 else self._bound
-        if limit is not None and y.numel() > 0:
+        if (self._bound is not None or y.itemsize > 4) and y.numel() > 0:
             least, most = torch.aminmax(y)
             if int(least) < -limit or int(most) > limit:
                 right &= ((y >= -limit) & (y <= limit)).flatten(1).all(dim=1)
         return right
 
     def _equal(self, y: Tensor, product: Tensor) -> Tensor:
+        if self._bits is None:
+            return (_add_up(self._r, y) == product).all(dim=0)
         bits = 8 * y.itemsize if self._bound is None else (2 * self._bound).bit_length()
         if product.dim() == 2 and is_exact(bits, self._bits, y.shape[1]):
             found = compiled.equal(self._r, y, product)
@@ -211,3 +259,13 @@ class ExactExpectation:
 
 def _sums(kernel: Kernel, positions: Sequence[int], x: Tensor, s: Tensor) -> Tensor:
     return multiply(kernel, s.double(), x, positions)
+
+
+def _add_up(weights: Tensor, x: Tensor) -> Tensor:
+    """Return weights xᵀ modulo 2^64, (k, batch) int64, for weights (k, n) int64 and integers x (batch, n)."""
+    found = compiled.add_up(weights, x)
+    if found is not None:
+        return found
+    raised = (BUFFERS.take(torch.int64, chunk.shape).copy_(chunk) for chunk in chunks(x))
+    # Of all products of PyTorch in int64 this one alone is as fast as memory.
+    return joined([torch.stack([torch.mv(chunk, one) for one in weights]) for chunk in raised])

@@ -57,7 +57,6 @@ after every failure and on a schedule, and do not tell it at once.
 """
 
 import math
-import threading
 from collections.abc import Collection, Iterable, Sequence
 from math import prod
 from typing import Final
@@ -71,7 +70,7 @@ from awfulowl.errors import InputError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.rounding import variance
 from awfulowl.verification.sums import Expected, compare, expect, judge
-from awfulowl.verification.unrolled import unroll
+from awfulowl.verification.unrolled import First, unroll
 from awfulowl.verification.vectors import Keeping, Vectors, project
 
 VECTORS: Final = 3
@@ -112,7 +111,6 @@ class Check:
         self._count = vectors
         self._z = z
         self._apart = None if apart is None else [frozenset(rows) for rows in apart]
-        self._unrolling = threading.Lock()
         self.renew(weights)
 
     def renew(self, weights: Sequence[Tensor]) -> None:
@@ -123,12 +121,12 @@ class Check:
         """
         self._weights = weights
         self._keeping = Keeping(weights, self.grid, self._entropy, self._count, self._apart)
-        self._unrolled: tuple[tuple[int, ...], Vectors | None] | None = None
+        self._unrolled: First[Vectors] = First()
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that the secrets take."""
-        unrolled = None if self._unrolled is None else self._unrolled[1]
+        unrolled = self._unrolled.kept
         return self._keeping.memory_bytes + (0 if unrolled is None else unrolled.memory_bytes)
 
     def accepts(
@@ -176,14 +174,11 @@ class Check:
 
     def _unroll(self, space: tuple[int, ...]) -> Vectors | None:
         """Return secrets for a convolution over these positions, if they are the first that were seen."""
-        if not space:
-            return None
-        with self._unrolling:
-            if self._unrolled is None:
-                found = unroll(self._weights, self.grid, space, self._entropy, self._count)
-                self._unrolled = space, found if found is not None and self._are_unchanged() else None
-            first, secrets = self._unrolled
-        return secrets if first == space else None
+        return self._unrolled.get(space, self._draw)
+
+    def _draw(self, space: tuple[int, ...]) -> Vectors | None:
+        found = unroll(self._weights, self.grid, space, self._entropy, self._count)
+        return found if found is not None and self._are_unchanged() else None
 
     def _are_unchanged(self) -> bool:
         """Say whether the weights are still those that were scattered: devices have those."""

@@ -116,6 +116,49 @@ def equal(r: Any, y: Any, product: Any, accepted: Any) -> None:
 
 
 @_compiled
+def _add_four(weights: Any, x: Any, b: int, out: Any) -> None:
+    """out[k, b] = Σ_i weights[k, i] x[b, i] modulo 2^64, in int64, which wraps around; and of the next three samples.
+
+    Four at a time, as one row of long weights does not stay in the first cache.
+    """
+    last = len(x) - 1
+    c, d, e = min(b + 1, last), min(b + 2, last), min(b + 3, last)
+    for k in range(len(weights)):
+        of_b, of_c, of_d, of_e = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+        for i in range(x.shape[1]):
+            weight = weights[k, i]
+            of_b += weight * np.int64(x[b, i])
+            of_c += weight * np.int64(x[c, i])
+            of_d += weight * np.int64(x[d, i])
+            of_e += weight * np.int64(x[e, i])
+        out[k, b], out[k, c], out[k, d], out[k, e] = of_b, of_c, of_d, of_e
+
+
+@_compiled
+def add_up(weights: Any, x: Any, out: Any) -> None:
+    """out[k, b] = Σ_i weights[k, i] x[b, i] modulo 2^64, in int64."""
+    for b in range(0, len(x), 4):
+        _add_four(weights, x, b, out)
+
+
+@_compiled
+def congruent(r: Any, y: Any, bound: int, product: Any, accepted: Any) -> None:
+    """accepted[b]: r y is product modulo 2^64, for every row, and |y| <= bound."""
+    rows, batch = len(r), len(y)
+    ours = np.empty((rows, batch), np.int64)
+    for b in range(batch):
+        if b % 4 == 0:
+            _add_four(r, y, b, ours)
+        least, most = y[b, 0], y[b, 0]
+        for i in range(y.shape[1]):
+            least, most = min(least, y[b, i]), max(most, y[b, i])
+        right = -bound <= least and most <= bound
+        for k in range(rows):
+            right = right and ours[k, b] == product[k, b]
+        accepted[b] = right
+
+
+@_compiled
 def correlate(secret: Any, parts: Any, own: Any, other: Any, image: Any, energies: Any) -> None:
     """image[k] = Σ_b (secret own_b)[k] other_b in float64, energies[p] = Σ_b (parts own_b²)[p] other_b² in float32."""
     rows, some, batch, count = len(secret), len(parts), len(own), other.shape[1]

@@ -12,7 +12,7 @@ from awfulowl.blocks.grid import Grid, Span
 from awfulowl.errors import InputError, ModelError
 from awfulowl.randomness import Entropy
 
-_STREAMED: Final = 1 << 16
+STREAMED: Final = 1 << 16
 """Weights held in float64 at a time: 512 KiB, which stays in a core's cache."""
 
 
@@ -204,7 +204,7 @@ def project(r: Tensor, weights: Tensor, groups: int = 1, powers: Sequence[int] =
     """
     k, outputs, inputs = len(r), len(weights) // groups, weights[0].numel()
     sums = torch.zeros(len(powers), groups, k, inputs, dtype=torch.float64)
-    step = max(1, _STREAMED // inputs)
+    step = max(1, STREAMED // inputs)
     for group in range(groups):
         for start in range(group * outputs, (group + 1) * outputs, step):
             stop = min(start + step, (group + 1) * outputs)

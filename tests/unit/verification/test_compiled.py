@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numba
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -124,6 +125,66 @@ def test_integers_are_equal_or_not(shape: tuple[int, int, int], dtype: torch.dty
     found = compiled.equal(r.double(), y, product + off)
     assert found is not None
     assert torch.equal(found, (off == 0).all(dim=0))
+
+
+def in_ring(weights: Tensor, x: Tensor) -> Tensor:
+    """Weights xᵀ modulo 2^64, as Python has it."""
+    exact = weights.numpy().astype(object) @ x.numpy().astype(object).T
+    wrapped = (exact + 2**63) % 2**64 - 2**63
+    return torch.from_numpy(wrapped.astype(np.int64)).view(len(weights), len(x))
+
+
+def full(shape: tuple[int, int], dtype: torch.dtype, seed: int) -> Tensor:
+    """Integers as large as there are, both ends among them."""
+    ends = torch.iinfo(dtype)
+    found = torch.randint(ends.min, ends.max, shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    found.view(-1)[::5], found.view(-1)[1::5] = ends.min, ends.max
+    return found
+
+
+@given(shapes, st.sampled_from([torch.int8, torch.int16]), st.integers(0, 2**32))
+def test_sums_of_integers_wrap_around(shape: tuple[int, int, int], dtype: torch.dtype, seed: int) -> None:
+    rows, batch, channels = shape
+    x, weights = full((batch, channels), dtype, seed), full((rows, channels), torch.int64, seed + 1)
+    found = compiled.add_up(weights, x)
+    assert found is not None
+    if channels:
+        assert torch.equal(found, in_ring(weights, x))
+    else:
+        assert not bool(found.any())
+
+
+@given(shapes, st.sampled_from([torch.int32, torch.int64]), st.integers(0, 62), st.integers(0, 2**32))
+def test_integers_are_congruent_or_not(
+    shape: tuple[int, int, int], dtype: torch.dtype, bound_bits: int, seed: int
+) -> None:
+    """And within the bound or not, each sample for itself."""
+    k, batch, outputs = shape[0], shape[1], shape[2] + 1
+    generator, bound = torch.Generator().manual_seed(seed), 2**bound_bits
+    y = full((batch, outputs), dtype, seed) >> torch.randint(0, 8 * dtype.itemsize, (batch, 1), generator=generator)
+    r = full((k, outputs), torch.int64, seed + 1)
+    product, off = in_ring(r, y), torch.randint(-1, 2, (k, batch), generator=generator)
+    off *= torch.randint(0, 2, (batch,), generator=generator)
+    found = compiled.congruent(r, y, bound, product + off)
+    assert found is not None
+    within = [all(-bound <= one <= bound for one in sample) for sample in y.tolist()]
+    assert found.tolist() == [fits and not bool(off[:, at].any()) for at, fits in enumerate(within)]
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_the_bound_is_held_in_every_place(dtype: torch.dtype) -> None:
+    """A sample is beyond it by one number alone, at either end, and at most by one."""
+    for bound in (0, 5, 2**31 - 1):
+        y = torch.zeros(80, 40, dtype=dtype)
+        y[torch.arange(80), torch.arange(80) // 2] = torch.tensor([bound, -bound], dtype=dtype).repeat(40)
+        nothing = torch.zeros(1, 40, dtype=torch.int64), torch.zeros(1, 80, dtype=torch.int64)
+        found = compiled.congruent(nothing[0], y, bound, nothing[1])
+        assert found is not None
+        assert bool(found.all())
+        if bound:
+            narrow = compiled.congruent(nothing[0], y, bound - 1, nothing[1])
+            assert narrow is not None
+            assert not bool(narrow.any())
 
 
 @given(shapes, st.integers(1, 1100), st.integers(1, 3), st.integers(0, 2**32))
@@ -277,7 +338,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_each_time(monkeypatch: pytest.
 
     monkeypatch.setattr(numba, "njit", nowhere)
     assert compiled.prepare()
-    assert kept == [True, False] * 9
+    assert kept == [True, False] * 12
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,6 +409,14 @@ def test_what_does_not_fit_is_left_to_pytorch() -> None:
     assert compiled.judge(secrets, secrets.float()[:2], some, ones.double(), ones[:2], 1.0, BOUNDS) is None
     assert compiled.equal(secrets, some.int(), ones[:2].long()) is None
     assert compiled.equal(secrets, few.int(), ones.long()) is None
+    whole = secrets.long()
+    assert compiled.add_up(whole, few.int()) is None
+    assert compiled.add_up(whole, some) is None
+    assert compiled.add_up(whole, some.int()) is None
+    assert compiled.congruent(whole, some.int(), 1, ones[:2].long()) is None
+    assert compiled.congruent(whole, few.int(), 1, ones.long()) is None
+    assert compiled.congruent(whole, some.char(), 1, ones.long()) is None
+    assert compiled.congruent(whole[:, :0], some.int()[:, :0], 1, ones.long()) is None
     assert compiled.correlate(secrets, secrets.float(), some, some[:3]) is None
     assert compiled.correlate(secrets, few, some, some) is None
     assert compiled.correlate(secrets, secrets.float(), some, some[:, :, None]) is None

@@ -135,13 +135,14 @@ def test_secrets_are_uniform() -> None:
 @some
 @given(data=st.data())
 def test_both_sides_are_the_same_integer(numbers: Integers, data: st.DataObject) -> None:
-    """r W x as Python has it, with any secrets."""
+    """r W x as Python has it, with any secrets, a convolution by channels and over all positions."""
     case = data.draw(cases(numbers, least_batch=1))
     entropy = data.draw(st.sampled_from([Entropy(1), Ends(largest=False), Ends(largest=True)]))
     check, y = check_of(case, entropy), case.y
-    expectation = check.expect(case.x)
-    r = check._sums.r.long().numpy().astype(object)
-    answers = y.movedim(1, -1).numpy().astype(object)
+    expectation = check.expect(case.x, rows=data.draw(st.sampled_from([None, range(len(case.grid.rows))])))
+    r = expectation._r.long().numpy().astype(object)
+    whole = y.flatten(1) if expectation._product.dim() == 2 else y
+    answers = whole.movedim(1, -1).numpy().astype(object)
     expected = np.moveaxis(answers @ r.T, -1, 0)
     found = expectation._product.numpy().astype(object)
     assert found.shape == expected.shape
@@ -185,7 +186,8 @@ def test_sums_at_the_edge_of_what_a_piece_holds(numbers: Integers, outputs: int)
             continue
         kernel = Convolution((1,), (0,), (1,))
         taps = Case(weights[:, None], make_grid((outputs, 1, inputs), kernel, 1, block=10_000), x[:, None], numbers)
-        assert bool(check_of(taps, Uneven(0)).accepts(taps.x, taps.y).all())
+        for rows in (None, [0]):
+            assert bool(check_of(taps, Uneven(0)).accepts(taps.x, taps.y, rows=rows).all())
 
 
 @each
@@ -242,6 +244,7 @@ def flipped(y: Tensor, bits: int) -> Tensor:
     [dense(1, 3, 1), dense(20, 9, 1), convolution((6, 2, 3), (7,), 1), convolution((4, 1, 2, 2), (3, 3), 1, groups=2)],
 )
 def test_every_bit_of_every_number_counts(layer: object, numbers: Integers, dtype: torch.dtype) -> None:
+    """Of a convolution over all positions, and by channels where rows are named."""
     case = in_numbers(layer, numbers)  # type: ignore[arg-type]
     if dtype.itemsize < numbers.ring_bytes:
         case = case._replace(weights=case.weights.clamp(-5, 5), x=case.x)
@@ -250,8 +253,9 @@ def test_every_bit_of_every_number_counts(layer: object, numbers: Integers, dtyp
     assert len(lies) == bits * case.y.numel()
     x = case.x.expand(len(lies), *case.x.shape[1:])
     check = case.exact_check()
-    assert bool(check.accepts(case.x, case.y.to(dtype)).all())
-    assert not bool(check.accepts(x, lies).any())
+    for rows in (None, range(len(case.grid.rows))):
+        assert bool(check.accepts(case.x, case.y.to(dtype), rows=rows).all())
+        assert not bool(check.accepts(x, lies, rows=rows).any())
 
 
 def test_answers_beyond_the_bound_are_wrong_even_if_they_weigh_the_same() -> None:

@@ -136,7 +136,9 @@ def test_no_lie_passes_in_one_position_of_a_convolution(numbers: Integers, part:
     lies = y.repeat(len(places), 1, 1, 1)
     for sample, place in zip(lies, places, strict=True):
         sample[place] += part
-    assert not bool(case.exact_check().accepts(case.x.expand(len(places), *case.x.shape[1:]), lies).any())
+    for rows in (None, [0]):
+        accepted = case.exact_check().accepts(case.x.expand(len(places), *case.x.shape[1:]), lies, rows=rows)
+        assert not bool(accepted.any())
 
 
 # The miss rate, of a check that has few bits
@@ -162,10 +164,12 @@ def weaken(case: Case, bits: int, vectors: int, monkeypatch: pytest.MonkeyPatch)
     return make
 
 
-def passed(case: Case, lies: Tensor, make: Callable[[int], ExactCheck], draws: int = 60) -> tuple[int, int]:
+def passed(
+    case: Case, lies: Tensor, make: Callable[[int], ExactCheck], rows: list[int] | None = None, draws: int = 60
+) -> tuple[int, int]:
     """How many lies passed, one told in each sample and to each of many checks, and how many there were."""
     x, y = case.x.expand(len(lies), *case.x.shape[1:]), case.y + lies
-    return sum(int(make(seed).accepts(x, y).sum()) for seed in range(draws)), draws * len(lies)
+    return sum(int(make(seed).accepts(x, y, rows=rows).sum()) for seed in range(draws)), draws * len(lies)
 
 
 @each
@@ -212,15 +216,31 @@ def test_lies_in_all_outputs_pass_no_more_often(numbers: Integers, monkeypatch: 
 def test_lies_at_one_position_pass_as_often_as_in_a_dense_product(
     numbers: Integers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And those at several positions of one channel are no better: one secret sees them all."""
-    case = in_numbers(convolution((32, 2, 3), (5,), 1), numbers)
+    """By channels those at several positions of one channel are no better: one secret sees them all."""
+    case = in_numbers(convolution((32, 2, 3), (5,), 1, block=32), numbers)
     make = weaken(case, 1, 2, monkeypatch)
-    for positions in (slice(1, 2), slice(None)):
+    for positions, rows in ((slice(1, 2), None), (slice(1, 2), [0]), (slice(None), [0])):
         lies = torch.zeros(32, *case.y.shape[1:], dtype=numbers.ring)
         lies[torch.arange(32), torch.arange(32), positions] = 1
-        count, told = passed(case, lies, make)
+        count, told = passed(case, lies, make, rows)
         interval = wilson(count, told, SURE)
         assert interval.low <= 1 / 4 <= interval.high
+
+
+@each
+@pytest.mark.parametrize(("bits", "vectors"), [(1, 1), (1, 3), (2, 2)])
+def test_lies_at_several_positions_pass_no_more_often(
+    bits: int, vectors: int, numbers: Integers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even those that cancel by channels, where secrets are the same at all positions."""
+    case = in_numbers(convolution((32, 2, 3), (5,), 1, block=32), numbers)
+    make = weaken(case, bits, vectors, monkeypatch)
+    for other in (-1, 1, 2):
+        lies = torch.zeros(32, *case.y.shape[1:], dtype=numbers.ring)
+        lies[torch.arange(32), torch.arange(32), 1] = 1
+        lies[torch.arange(32), torch.arange(32), 3] = other
+        count, told = passed(case, lies, make)
+        assert wilson(count, told, SURE).low <= 2.0 ** -(bits * vectors)
 
 
 @each

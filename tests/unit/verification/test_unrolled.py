@@ -55,7 +55,7 @@ def test_secrets_are_of_the_matrix_written_out(layer: Layer) -> None:
 def test_weights_in_several_tensors_and_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = image_layer()
     whole = unrolled_of(layer)
-    monkeypatch.setattr(unrolled, "_STREAMED", 40)
+    monkeypatch.setattr(unrolled, "STREAMED", 40)
     for weights in ([layer.weights], list(torch.split(layer.weights, [3, 5]))):
         torch.testing.assert_close(unrolled_of(layer, weights).s, whole.s)
 
@@ -67,7 +67,7 @@ def test_weights_count_as_devices_hold_them() -> None:
 
 def test_too_many_numbers_are_checked_by_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = image_layer()
-    monkeypatch.setattr(unrolled, "_MOST_NUMBERS", 12 * 36 - 1)
+    monkeypatch.setattr(unrolled, "_MOST_NUMBERS", 3 * 12 * 36 - 1)
     assert unroll([layer.weights], layer.grid, (6, 6), Entropy(1), 3) is None
     check = Check([layer.weights], layer.grid, Entropy(1))
     assert check.expect(layer.x)._expected.product.dim() == 4

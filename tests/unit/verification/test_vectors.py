@@ -35,7 +35,7 @@ def test_projection_is_the_product_written_out(groups: int, outputs: int, inputs
 def test_projection_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, r = torch.randn(30, 7), torch.randn(3, 30, dtype=torch.float64)
     at_once = project(r, weights)
-    monkeypatch.setattr(vectors, "_STREAMED", 20)
+    monkeypatch.setattr(vectors, "STREAMED", 20)
     for streamed, whole in zip(project(r, weights), at_once, strict=True):
         torch.testing.assert_close(streamed, whole)
 
