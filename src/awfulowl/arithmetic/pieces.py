@@ -57,11 +57,6 @@ def digit_sizes(x_bits: int, w_bits: int, terms: int) -> tuple[int, int]:
     return size_x, min(w_bits, budget - size_x)
 
 
-def is_exact(x_bits: int, w_bits: int, terms: int) -> bool:
-    """Say whether sums of so many products of numbers of so many bits stay within what a float64 holds exactly."""
-    return digit_sizes(x_bits, w_bits, terms) == (x_bits, w_bits)
-
-
 def _digits(x: Tensor, size: int, bits: int) -> Iterator[tuple[int, Tensor]]:
     """Yield shifts and digits in [-2^(size-1), 2^(size-1)], lowest first; x itself where one digit holds it."""
     if bits <= size:

@@ -24,12 +24,10 @@ _TYPES: Final = frozenset({torch.float32}) | _INPUTS | _ANSWERS
 def _call_all() -> None:
     """Call each loop with each type that it will get."""
     secrets, some, sums = torch.ones(1, 1, dtype=torch.float64), torch.ones(1, 1), torch.ones(1, 1, dtype=torch.int64)
-    for dtype in _TYPES:
-        weigh(secrets, some.to(dtype))
+    weigh(secrets, some)
     for inputs in _INPUTS:
         add_up(sums, some.to(inputs))
     for answers in _ANSWERS:
-        equal(secrets, some.to(answers), sums)
         congruent(sums, some.to(answers), 1, sums)
     measure(secrets, some, some)
     judge(secrets, some, some, secrets, some, 1.0, Bounds(1.0, 1.0, 0.0, 0.0, 2.0))
@@ -55,9 +53,9 @@ def can_weigh(x: Tensor) -> bool:
 def weigh(weights: Tensor, x: Tensor) -> Tensor | None:
     """Return weights xᵀ: (rows, batch) float64.
 
-    weights: (rows, channels) float64; x: (batch, channels).
+    weights: (rows, channels) float64; x: (batch, channels) float32.
     """
-    if not (_LOOPS.module and can_weigh(x) and _plain(weights) and _fit(weights, x)):
+    if not (_LOOPS.module and _are_float32(x) and _plain(weights, x) and _fit(weights, x)):
         return None
     out = torch.empty(len(weights), len(x), dtype=torch.float64)
     _LOOPS.module.weigh(weights.numpy(), x.detach().numpy(), out.numpy())
@@ -118,20 +116,6 @@ def judge(
         verdicts.numpy(),
     )
     return verdicts[0], None if sure else verdicts[1]
-
-
-def equal(r: Tensor, y: Tensor, product: Tensor) -> Tensor | None:
-    """Say for each sample whether r y is the product: (batch,) bool. No sum may be beyond what float64 holds exactly.
-
-    r: (k, outputs) float64; y: (batch, outputs) int32 or int64; product: (k, batch) int64.
-    """
-    if not (_LOOPS.module and y.dtype in _ANSWERS and _plain(r, y) and _fit(r, y)):
-        return None
-    if product.shape != (len(r), len(y)):
-        return None
-    accepted = torch.empty(len(y), dtype=torch.bool)
-    _LOOPS.module.equal(r.numpy(), y.numpy(), product.contiguous().numpy(), accepted.numpy())
-    return accepted
 
 
 def add_up(weights: Tensor, x: Tensor) -> Tensor | None:

@@ -3,28 +3,25 @@
 **The check** (Freivalds, 1977). For each of k secret vectors r, uniform over the integers in [-2^(b-1), 2^(b-1)), the
 owner keeps s = rᵀ W. It accepts a sample when for every vector r y = s x, with nothing to spare. A convolution over the
 positions that inputs come with first is checked as the dense product that it is there, with r over all outputs at all
-positions (`unrolled`), modulo 2^64. Over others, or too many, r is over the output channels, s has one vector for each
-tap, and the equation has to hold at each output position.
+positions (`unrolled`). Over others, or too many, r is over the output channels, s has one vector for each tap, and the
+equation has to hold at each output position.
 
 **Right answers always pass**: both sides are the same integer, or the same modulo 2^64, computed without rounding.
 There are no false alarms, so one failure proves that an answer is wrong.
 
-**Wrong ones do not.** Let y = W x + e with e ≠ 0 chosen without knowledge of r, say e_i ≠ 0. Whatever the other
-numbers in r are, r e = 0 holds for at most one r_i of 2^b. So k vectors miss a wrong sample with probability at
-most 2^(-b k), in a convolution too (e is then one wrong position): k is chosen for 2^-40.
+**Dense products, modulo 2^64.** r y, s and s x are computed in int64, which wraps around as that ring does, and every
+answer is held to the bound B >= |W x|. Let y = W x + e with e ≠ 0 chosen without knowledge of r. Then |e| <= 2 B; let
+e_i = 2^t u with u odd, t <= log2 2 B. r e = 0 modulo 2^64 determines r_i modulo 2^(64-t), whatever the others are, and
+of the 2^b numbers that r_i may be no two are equal modulo that if b <= 64 - t. So it holds for one r_i of 2^b at most,
+and k vectors miss a wrong sample with probability at most 2^(-b k), of any number of outputs. k is the least with room
+for 2^-40, b = ⌈40 / k⌉: one vector of 40 bits if B < 2^24, two of 20 if B < 2^44.
 
-**Why no rounding and no wrapping.** Products are computed as `arithmetic.pieces` says, modulo 2^64 and else
-exactly. With m outputs and |e| <= E in each, |r e| <= 2^(b-1) m E, and below 2^64 a number is 0 if it is 0
-modulo 2^64. Answers of 4 bytes have E <= 2^32. Longer ones are held to the bound B >= |W x| first, so E <= 2 B.
-b is the largest up to 16 that 2^(b-1) m E < 2^63 allows, and at 4 bytes what a single piece allows:
-b + 32 + ⌈log2 m⌉ <= 55.
-
-**With wrapping there may be any number of outputs.** Over all positions at once m would leave b few bits. There r y and
-s x are computed in int64, which wraps around as the ring modulo 2^64 does, and every answer is held to the bound B, so
-|e| <= 2 B. Let e_i = 2^t u with u odd, t <= log2 2 B. Then r e = 0 modulo 2^64 determines r_i modulo 2^(64-t), whatever
-the others are, and of the 2^b numbers that r_i may be no two are equal modulo that if b <= 64 - t. So again it is one
-r_i of 2^b at most. k is the least with room for 2^-40, b = ⌈40 / k⌉: one vector of 40 bits if B < 2^24, two of 20 if
-B < 2^44.
+**By channels, in float64**, since PyTorch multiplies no matrices of int64 as fast: e is then one wrong position, and b
+has to leave room, so that nothing wraps. Products are computed as `arithmetic.pieces` says, exactly
+modulo 2^64. With m outputs and |e| <= E in each, |r e| <= 2^(b-1) m E, and below 2^64 a number is 0 if it is 0 modulo
+2^64. Answers of 4 bytes have E <= 2^32. Longer ones are held to B first, so E <= 2 B. b is the largest up to 16 that
+2^(b-1) m E < 2^63 allows, and at 4 bytes what a single piece allows: b + 32 + ⌈log2 m⌉ <= 55. A layer that leaves not
+one bit is refused, whatever it is.
 
 Secrets are renewed as in `freivalds`: a device that learns whether it passed learns a little about r.
 """
@@ -38,9 +35,9 @@ import torch
 from torch import Tensor
 
 from awfulowl.arithmetic.numbers import Integers
-from awfulowl.arithmetic.pieces import EXACT_BITS, in_pieces, is_exact
+from awfulowl.arithmetic.pieces import EXACT_BITS, in_pieces
 from awfulowl.blocks.grid import Grid
-from awfulowl.blocks.kernels import Kernel, output_shape
+from awfulowl.blocks.kernels import Dense, Kernel, output_shape
 from awfulowl.errors import InputError, ModelError
 from awfulowl.randomness import Entropy
 from awfulowl.verification import compiled
@@ -113,13 +110,16 @@ class ExactCheck:
         self._entropy = entropy
         self._numbers = numbers
         self._bound = bound
-        self._bits = secret_bits(grid.outputs, numbers, bound)
-        self.vectors: Final = -(-MISS_BITS // self._bits)
-        half = 1 << (self._bits - 1)
-        r = entropy.integers(1 << self._bits, self.vectors, grid.outputs) - half
+        bits = secret_bits(grid.outputs, numbers, bound)
+        vectors = -(-MISS_BITS // bits)
+        self._by_channel = not isinstance(grid.kernel, Dense)
+        if not self._by_channel:
+            vectors, bits = modular_secrets(bound)
+        r = entropy.integers(1 << bits, vectors, grid.outputs) - (1 << (bits - 1))
         apart = None if apart is None else [frozenset(rows) for rows in apart]
-        self._sums = Projections(weights, grid, r.double(), (1,), apart)
-        self._s_bits = self._bits + 8 * numbers.dtype.itemsize + max(0, grid.outputs - 1).bit_length()
+        self._sums = Projections(weights, grid, r.double() if self._by_channel else r, (1,), apart)
+        self._bits, self.vectors = bits, vectors
+        self._s_bits = bits + 8 * numbers.dtype.itemsize + max(0, grid.outputs - 1).bit_length()
         self._unrolled: First[IntegerVectors] = First()
 
     @property
@@ -152,7 +152,9 @@ class ExactCheck:
         shape = output_shape(kernel, outputs, size, x.shape)
         unrolled = self._unroll(tuple(x.shape[2:])) if rows is None and columns is None else None
         if unrolled is not None:
-            return ExactExpectation(unrolled.r, None, _add_up(unrolled.s, x.flatten(1)), shape, self._bound)
+            r, s = unrolled.r, unrolled.s
+        if unrolled is not None or not self._by_channel:
+            return ExactExpectation(r, None, _add_up(s, x.flatten(1)), shape, self._bound)
         terms, sums = inputs * prod(size), partial(_sums, kernel, shape[2:])
         products = [in_pieces(sums, chunk, s, terms, w_bits=self._s_bits) for chunk in chunks(x)]
         bound = self._bound if self._numbers.ring_bytes > 4 else None
@@ -248,10 +250,6 @@ class ExactExpectation:
         if self._bits is None:
             return (_add_up(self._r, y) == product).all(dim=0)
         bits = 8 * y.itemsize if self._bound is None else (2 * self._bound).bit_length()
-        if product.dim() == 2 and is_exact(bits, self._bits, y.shape[1]):
-            found = compiled.equal(self._r, y, product)
-            if found is not None:
-                return found
         ours = in_pieces(lambda y, r: weigh(r.double(), y), y, self._r, y.shape[1], x_bits=bits, w_bits=self._bits)
         equal = (ours == product).all(dim=0)
         return equal if equal.dim() == 1 else equal.flatten(1).all(dim=1)

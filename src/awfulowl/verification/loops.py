@@ -103,19 +103,6 @@ def judge(
 
 
 @_compiled
-def equal(r: Any, y: Any, product: Any, accepted: Any) -> None:
-    """accepted[b]: r y is product, for every row, of integers that float64 holds."""
-    rows, batch = len(r), len(y)
-    ours = np.empty((rows, batch))
-    weigh(r, y, ours)
-    for b in range(batch):
-        right = True
-        for k in range(rows):
-            right = right and np.int64(ours[k, b]) == product[k, b]
-        accepted[b] = right
-
-
-@_compiled
 def _add_four(weights: Any, x: Any, b: int, out: Any) -> None:
     """out[k, b] = Σ_i weights[k, i] x[b, i] modulo 2^64, in int64, which wraps around; and of the next three samples.
 

@@ -194,21 +194,22 @@ def project(r: Tensor, weights: Tensor, groups: int = 1, powers: Sequence[int] =
     """Return Σ_i r_i^p W_i^p for each power: s = rᵀ W for 1, v = (r²)ᵀ W² for 2.
 
     Args:
-        r: (k, outputs) float64.
-        weights: (outputs, inputs / groups, *size); rounded to float32, as a device holds them.
+        r: (k, outputs) float64; int64 for sums modulo 2^64, of the first power.
+        weights: (outputs, inputs / groups, *size); rounded to float32, as a device holds them, or integers.
         groups: groups of a convolution, each with its own run of outputs and of inputs.
         powers: 1, or 1 and 2.
 
     Returns:
-        (*size, k, inputs) each, float64.
+        (*size, k, inputs) each, of the type of r.
     """
     k, outputs, inputs = len(r), len(weights) // groups, weights[0].numel()
-    sums = torch.zeros(len(powers), groups, k, inputs, dtype=torch.float64)
+    sums = torch.zeros(len(powers), groups, k, inputs, dtype=r.dtype)
     step = max(1, STREAMED // inputs)
     for group in range(groups):
         for start in range(group * outputs, (group + 1) * outputs, step):
             stop = min(start + step, (group + 1) * outputs)
-            piece = weights[start:stop].flatten(1).float().double()
+            piece = weights[start:stop].flatten(1)
+            piece = piece.float().double() if r.is_floating_point() else piece.to(r.dtype)
             for total, power in zip(sums, powers, strict=True):
                 if power == 1:
                     total[group] += r[:, start:stop] @ piece

@@ -48,23 +48,13 @@ def numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     return torch.randint(-most, most, shape, generator=generator, dtype=dtype)
 
 
-@given(shapes, st.sampled_from([torch.float32, torch.int16, torch.int32, torch.int64]), st.integers(0, 2**32))
-def test_products_are_pytorchs(shape: tuple[int, int, int], dtype: torch.dtype, seed: int) -> None:
+@given(shapes, st.integers(0, 2**32))
+def test_products_are_pytorchs(shape: tuple[int, int, int], seed: int) -> None:
     rows, batch, channels = shape
-    x, weights = numbers((batch, channels), dtype, seed), numbers((rows, channels), torch.float64, seed + 1)
+    x, weights = numbers((batch, channels), torch.float32, seed), numbers((rows, channels), torch.float64, seed + 1)
     found = compiled.weigh(weights, x)
     assert found is not None
-    torch.testing.assert_close(found, weights @ x.double().T, rtol=1e-12, atol=1e-9 if dtype is torch.float32 else 1e-3)
-
-
-@given(shapes, st.sampled_from([torch.int32, torch.int64]), st.integers(0, 2**32))
-def test_integers_are_exact(shape: tuple[int, int, int], dtype: torch.dtype, seed: int) -> None:
-    rows, batch, channels = shape
-    x = numbers((batch, channels), dtype, seed)
-    weights = torch.randint(-(2**20), 2**20, (rows, channels), generator=torch.Generator().manual_seed(seed))
-    found = compiled.weigh(weights.double(), x)
-    assert found is not None
-    assert torch.equal(found.long(), weights @ x.long().T)
+    torch.testing.assert_close(found, weights @ x.double().T, rtol=1e-12, atol=1e-9)
 
 
 @given(shapes, st.integers(1, 7), st.integers(0, 2**32))
@@ -112,19 +102,6 @@ def test_answers_that_are_not_finite_are_not_judged_for_sure(value: float) -> No
     assert judged[1].tolist() == [False] + [True] * (len(y) - 1)
     assert not bool(judged[0][0])
     assert check.accepts(layer.x, y).tolist() == [False] + [True] * (len(y) - 1)
-
-
-@given(shapes, st.sampled_from([torch.int32, torch.int64]), st.integers(0, 2**32))
-def test_integers_are_equal_or_not(shape: tuple[int, int, int], dtype: torch.dtype, seed: int) -> None:
-    k, batch, outputs = shape
-    generator = torch.Generator().manual_seed(seed)
-    y = numbers((batch, outputs), dtype, seed)
-    r = torch.randint(-(2**20), 2**20, (k, outputs), generator=generator)
-    product = r @ y.long().T
-    off = torch.randint(0, 2, (k, batch), generator=generator)
-    found = compiled.equal(r.double(), y, product + off)
-    assert found is not None
-    assert torch.equal(found, (off == 0).all(dim=0))
 
 
 def in_ring(weights: Tensor, x: Tensor) -> Tensor:
@@ -338,7 +315,8 @@ def test_where_nothing_can_be_kept_it_is_compiled_each_time(monkeypatch: pytest.
 
     monkeypatch.setattr(numba, "njit", nowhere)
     assert compiled.prepare()
-    assert kept == [True, False] * 12
+    assert kept == [True, False] * (len(kept) // 2)
+    assert kept
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,8 +385,7 @@ def test_what_does_not_fit_is_left_to_pytorch() -> None:
     assert compiled.judge(secrets, secrets.float(), some, ones[:, :3].double(), ones, 1.0, BOUNDS) is None
     assert compiled.judge(secrets, secrets.float(), some, ones.double(), ones[:2], 1.0, BOUNDS) is None
     assert compiled.judge(secrets, secrets.float()[:2], some, ones.double(), ones[:2], 1.0, BOUNDS) is None
-    assert compiled.equal(secrets, some.int(), ones[:2].long()) is None
-    assert compiled.equal(secrets, few.int(), ones.long()) is None
+    assert compiled.weigh(secrets, some.int()) is None
     whole = secrets.long()
     assert compiled.add_up(whole, few.int()) is None
     assert compiled.add_up(whole, some) is None
