@@ -3,7 +3,7 @@
 import copy
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from awfulowl.errors import ClosedError, ModelError, PlanError, ScatteredError
 from awfulowl.placement.options import Options, Shape
 from awfulowl.placement.request import plan_model
 from awfulowl.placement.survey import call_with
+from tests.missing import need
 from tests.simulated.memory_fleet import ACCELERATORS, MemoryFleet, memory_fleet
 
 
@@ -38,10 +39,18 @@ def scattered_equals_local(fleet: MemoryFleet, model: nn.Module, example: object
     before = fleet.statistics
     with torch.no_grad():
         close(call_with(scattered, example), call_with(model, example))
-    assert fleet.statistics["requests"] > before["requests"], "nothing was asked of the fleet"
+    require_from_devices(before, fleet.statistics)
     assert fleet.statistics["checks_failed"] == before["checks_failed"]
     fleet.release(scattered)
     return scattered
+
+
+def require_from_devices(before: Mapping[str, int], after: Mapping[str, int], answers_bytes: int = 1) -> None:
+    """Require that products came from devices and were checked: `requests` also counts what the owner did itself."""
+    assert after["requests"] > before["requests"], "nothing was asked of the fleet"
+    assert after["checks"] > before["checks"], "nothing that a device answered was checked"
+    assert after["bytes_received"] - before["bytes_received"] >= answers_bytes, "devices did not send the products"
+    assert after["kept"] == before["kept"] == 0, "the owner took a layer back"
 
 
 SIZES = st.integers(1, 40)
@@ -177,7 +186,7 @@ def test_half_precision_weights(fleet: MemoryFleet) -> None:
 
 
 def test_hugging_face_models(fleet: MemoryFleet) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = need("transformers")
     torch.manual_seed(0)
     gpt2 = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=50, n_positions=16)
@@ -193,7 +202,8 @@ def test_hugging_face_models(fleet: MemoryFleet) -> None:
 
 
 def test_replaced_modules_never_compute_at_the_owner(fleet: MemoryFleet) -> None:
-    """Every product of a pass is a request; the weights here hold no numbers, and no multiplication is called."""
+    """Every product of a pass is answered by devices and checked; the weights here hold no numbers, and the caller
+    multiplies nothing."""
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10)).eval()
     x = torch.randn(2, 4, 5, 5)
     scattered = fleet.scatter(model, owl.plan(model, x, devices=fleet, block=8))
@@ -206,10 +216,13 @@ def test_replaced_modules_never_compute_at_the_owner(fleet: MemoryFleet) -> None
                 called.append(getattr(function, "__name__", str(function)))
             return function(*args, **(kwargs or {}))
 
-    before = fleet.statistics["requests"]
+    before = fleet.statistics
     with torch.no_grad(), Watch():
         scattered(x)
-    assert fleet.statistics["requests"] - before == 2
+    after = fleet.statistics
+    require_from_devices(before, after, answers_bytes=4 * 2 * (8 * 3 * 3 + 10))
+    assert after["requests"] - before["requests"] == 2
+    assert after["checks"] - before["checks"] == 2 * 2, "every sample of every product is checked"
     products = {"linear", "conv2d", "matmul", "mm", "addmm", "bmm", "einsum", "__matmul__", "convolution"}
     assert not products & set(called)
     weights = {name: at for name, at in storages(scattered).items() if name.endswith("weight")}

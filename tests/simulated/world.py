@@ -19,6 +19,7 @@ from awfulowl.device.worker import Offer, Worker
 from awfulowl.errors import AwfulOwlError
 from awfulowl.fabric.base import Fabric
 from awfulowl.fabric.memory import MemoryFabric
+from awfulowl.limits import DEFAULT, Limits
 from awfulowl.owner.deployment import Deployment
 from awfulowl.owner.engine import Engine
 from awfulowl.owner.policy import Policy
@@ -73,13 +74,14 @@ class World:
         policy: Policy | None = None,
         wrap: Callable[[Fabric], Fabric] = lambda fabric: fabric,
         seed: int = 0,
+        limits: Limits = DEFAULT,
     ) -> None:
         self.devices = name_devices(devices)
         generator = torch.Generator().manual_seed(seed)
         self.weights = weights or {"layer": torch.randn(24, 64, generator=generator)}
         self.generator = generator
         self.fabric = MemoryFabric()
-        self.engine = Engine(wrap(self.fabric), policy or Policy(), entropy=Entropy(seed))
+        self.engine = Engine(wrap(self.fabric), policy or Policy(), limits=limits, entropy=Entropy(seed))
         options = options or Options(block=8)
         layers = [
             Layer(name, tuple(weight.shape), arithmetic=options.arithmetic) for name, weight in self.weights.items()

@@ -115,6 +115,11 @@ class Layouts:
         )
         return Layout(lane, tuple(ordered), columns, terms, body)
 
+    def place(self, piece: Piece) -> tuple[int, int, int]:
+        """Return what comes before what in a sum: cells of fewer rows may begin at one column, and none is in two."""
+        layout = piece.layout
+        return layout.lane, self.rank[layout.columns[0]], min(layout.cells)
+
     @property
     def are_shared(self) -> bool:
         """Whether answers are shares of the product, and no numbers of their own."""
@@ -159,7 +164,7 @@ def add_up(pieces: Sequence[Piece], layouts: Layouts, outputs: Outputs, out: Ten
 
     `out` is float32, or the integers that answers unpack to: sums of shares wrap around as answers of this width do.
     """
-    order = sorted(pieces, key=lambda piece: (piece.layout.lane, layouts.rank[piece.layout.columns[0]]))
+    order = sorted(pieces, key=layouts.place)
     sums = [(term.rows, parts) for piece in order for term, parts in layouts.sums(piece)]
     if all(rows == outputs.rows for rows, _ in sums):
         _add_whole([parts for _, parts in sums], out)

@@ -1,16 +1,28 @@
 """docs/protocol.md says what the code does: its tables and its bytes are compared with the real ones."""
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 
 import msgspec
+import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+import awfulowl as owl
 from awfulowl.arithmetic.adaptation import Adaptation
 from awfulowl.arithmetic.descent import Descent, descend
 from awfulowl.arithmetic.packing import PARTS, most, pack
+from awfulowl.cli.run import run
+from awfulowl.errors import ProtocolError
+from awfulowl.fabric.base import OWNER, Channel
+from awfulowl.fabric.identity import KEY_BYTES, Identity
+from awfulowl.fabric.sealed import OVERHEAD_BYTES, SALTS, WINDOW, _Keys
 from awfulowl.limits import DEFAULT, GIB, KIB, MIB
 from awfulowl.randomness import SEED_BYTES, Seeded
 from awfulowl.wire.buffers import ALIGNMENT
@@ -103,6 +115,67 @@ def test_the_seed_shown_stands_for_the_bytes_and_the_numbers_shown() -> None:
     assert sent.expand().reshape(-1).tolist() == numbers
     message = b"".join(encode(b"S" * 16, 1, BODY, [sent], DEFAULT))
     assert message.endswith(msgspec.msgpack.encode(header))
+
+
+OWNERS, DEVICES = (
+    dataclasses.replace(Identity.generate(name), seal_private=letter * KEY_BYTES)
+    for name, letter in ((OWNER, b"o"), ("d1", b"d"))
+)
+
+
+def sealed_as_written(payload: bytes, salt: bytes, number: int) -> bytes:
+    """A frame from the owner to d1 on the channel of messages, by the primitives and words of the document alone."""
+    text = section("Sealed frames")
+    words = re.findall(r'"([^"]*)"', text)
+    assert words == ["awfulowl sealed fabric 1", " down ", " up "]
+    owner, device = (X25519PrivateKey.from_private_bytes(letter * 32) for letter in (b"o", b"d"))
+    publics = b"".join(key.public_key().public_bytes_raw() for key in (owner, device))
+    assert (
+        '"awfulowl sealed fabric 1" | " down " or " up " | owner\'s public key | device\'s public key | device\'s'
+        in text
+    )
+    info = words[0].encode() + words[1].encode() + publics + b"d1"
+    key = HKDF(SHA256(), 32, salt, info).derive(owner.exchange(device.public_key()))
+    nonce = bytes(4) + number.to_bytes(8, "little")
+    return salt + nonce + ChaCha20Poly1305(key).encrypt(nonce, payload, b"m")
+
+
+def test_the_sealed_frame_shown_is_made_as_the_text_says_and_as_the_code_does() -> None:
+    shown_bytes = re.findall(r"```text\n(.*?)\n```", section("A sealed frame, byte by byte"), re.DOTALL)
+    salt = b"S" * 16
+    sender = _Keys(OWNERS, {"d1": DEVICES.enrolment.seal_public}, salt).pair("d1")
+    *_, frame = [sender.seal(b"payload", Channel.MESSAGE) for _ in range(3)]
+    assert frame == sealed_as_written(b"payload", salt, 2)
+    publics = [identity.enrolment.seal_public for identity in (OWNERS, DEVICES)]
+    for block, data in zip(shown_bytes, [*publics, frame], strict=True):
+        assert [line.rstrip() for line in block.splitlines()] == [line.rstrip() for line in dump(data).splitlines()]
+    receiver = _Keys(DEVICES, {OWNER: publics[0]}, b"T" * 16).pair(OWNER)
+    with pytest.raises(ProtocolError, match="does not open"):
+        receiver.open(frame, Channel.HEARTBEAT)
+    assert receiver.open(frame, Channel.MESSAGE) == b"payload"
+    with pytest.raises(ProtocolError, match="came before"):
+        receiver.open(frame, Channel.MESSAGE)
+
+
+def test_the_places_and_numbers_of_sealed_frames_are_those_of_the_code() -> None:
+    text = " ".join(section("Sealed frames").split())
+    places = {row[1]: row[0] for row in rows("Sealed frames")}
+    frame = sealed_as_written(b"payload", b"S" * 16, 7)
+    for field, value in (("salt", b"S" * 16), ("zero", bytes(4)), ("number", (7).to_bytes(8, "little"))):
+        first, last = map(int, places[field].split("–"))
+        assert frame[first : last + 1] == value
+    assert places["ciphertext"] == f"{OVERHEAD_BYTES - 16}–"
+    assert len(frame) - len(b"payload") == OVERHEAD_BYTES
+    assert f"is {OVERHEAD_BYTES} bytes longer" in text
+    assert f"which of the last {WINDOW:,} numbers came" in text
+    assert f"the last {SALTS} salts of each peer" in text
+    assert {f"`{channel.value}`" for channel in Channel} == {"`m`", "`hb`"} <= set(re.findall(r"`\w+`", text))
+
+
+def test_what_seals_unless_it_is_told_not_to() -> None:
+    assert "`owl.connect` and `owl run` seal unless they are told not to" in " ".join(DOCUMENT.split())
+    assert inspect.signature(owl.connect).parameters["sealed"].default is True
+    assert inspect.signature(run).parameters["plain"].default is False
 
 
 def in_powers(text: str) -> int:
