@@ -18,7 +18,7 @@ from torch.optim import lr_scheduler
 import awfulowl as owl
 from awfulowl.errors import CheckpointError, InputError
 from awfulowl.owner import checkpoint
-from awfulowl.owner.checkpoint import FACTS, MODEL, TRAINING, Facts, newest_checkpoint, read_checkpoint
+from awfulowl.owner.checkpoint import FACTS, MODEL, TRAINING, VERSION, Facts, newest_checkpoint, read_checkpoint
 from tests.simulated.training import Twins, perceptron, training
 
 
@@ -93,7 +93,10 @@ class TestDamage:
     @pytest.mark.parametrize(
         "change",
         [
-            {"version": 2},
+            {"version": VERSION + 1},
+            {"version": VERSION - 1},
+            {"drift": {"0": -1e-9}},
+            {"drift": {"0": "much"}},
             {"version": "1"},
             {"step": -1},
             {"step": 1.5},
@@ -111,7 +114,7 @@ class TestDamage:
     def test_facts_that_were_edited(self, copied: Path, change: dict[str, Any]) -> None:
         facts = msgspec.json.decode((copied / FACTS).read_bytes())
         (copied / FACTS).write_bytes(msgspec.json.encode(facts | change))
-        refused(copied, "version 2|damaged|not what was written")
+        refused(copied, "of version|damaged|not what was written")
 
     @pytest.mark.parametrize("field", Facts.__struct_fields__)
     def test_facts_without(self, copied: Path, field: str) -> None:

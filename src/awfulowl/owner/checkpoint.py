@@ -25,7 +25,7 @@ from awfulowl.blocks.adapters.weight import ScatteredWeight
 from awfulowl.errors import CheckpointError
 from awfulowl.limits import MIB
 
-VERSION: Final = 1
+VERSION: Final = 2
 MODEL: Final = "model.safetensors"
 TRAINING: Final = "training.safetensors"
 FACTS: Final = "checkpoint.json"
@@ -43,8 +43,9 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """What a checkpoint says beside its tensors.
 
     `model` is the digest of the model's names and shapes (`placement.plan.model_digest`), `has_momentum` names the
-    products whose momentum has begun, `adapted` says how many steps of Adam products have taken, `groups` are the
-    optimizer's settings, `random` is PyTorch's state, `extra` is the caller's.
+    products whose momentum has begun, `adapted` says how many steps of Adam products have taken, `drift` how far
+    devices may have moved the panel of a product unseen (None: without a bound), `groups` are the optimizer's settings,
+    `random` is PyTorch's state, `extra` is the caller's.
     """
 
     version: int
@@ -52,6 +53,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     model: bytes
     has_momentum: tuple[str, ...]
     adapted: dict[str, Natural]
+    drift: dict[str, Annotated[float, Meta(ge=0)] | None]
     groups: tuple[dict[str, Any], ...]
     random: bytes
     extra: dict[str, Any]

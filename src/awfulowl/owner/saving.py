@@ -1,5 +1,6 @@
 """From a model under training to a checkpoint, and back."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +64,11 @@ def moment(
             name for names, begun in zip(products, frozen.has_momentum, strict=True) if begun for name in names
         ),
         adapted={name: count for names, count in zip(products, frozen.adapted, strict=True) for name in names if count},
+        drift={
+            name: drift if math.isfinite(drift) else None
+            for names, drift in zip(products, frozen.drift, strict=True)
+            for name in names
+        },
         groups=optimizer.settings(),
         random=torch.get_rng_state().numpy().tobytes(),
         extra=dict(extra),
@@ -135,9 +141,11 @@ def restore(found: Checkpoint, scattered: nn.Module) -> None:
 
 
 def resume(found: Checkpoint, deployment: TrainedDeployment) -> None:
-    """Let the histories of panels go on where they were: whether a momentum has begun, and Adam."""
+    """Let panels go on where they were: whether a momentum has begun, Adam, and what devices may have strayed."""
     begun, adapted = set(found.facts.has_momentum), found.facts.adapted
+    drift = {name: math.inf if known is None else known for name, known in found.facts.drift.items()}
     for number, (panel, history) in enumerate(zip(deployment.panels, deployment.histories, strict=True)):
         history.has_momentum = any(member.product in begun for member in panel.members)
         history.adapted = max(adapted.get(member.product, 0) for member in panel.members)
         history.adaptive = deployment.state(number).parts == ADAPTATION_PARTS
+        deployment.strayed(number, max(drift.get(member.product, math.inf) for member in panel.members))

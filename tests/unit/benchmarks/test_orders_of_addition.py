@@ -62,6 +62,7 @@ def state_after(recipe: Recipe, task: Task, steps: int) -> Checkpoint:
         model=b"",
         has_momentum=(),
         adapted={},
+        drift={},
         groups=(),
         random=random,
         extra={},

@@ -30,6 +30,7 @@ def written(
         model=b"digest",
         has_momentum=(),
         adapted={},
+        drift={},
         groups=({"lr": 0.1},),
         random=torch.get_rng_state().numpy().tobytes(),
         extra=extra_of(recipe, data, progress) if extra is None else extra,
