@@ -57,7 +57,6 @@ def moment(
     """Copy what the owner holds of a training; the next step may come as soon as this returns."""
     products = [tuple(member.product for member in panel.members) for panel in plan.panels]
     facts = Facts(
-        version=checkpoint.VERSION,
         step=optimizer.steps,
         model=plan.model,
         has_momentum=tuple(
