@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,10 +12,9 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import save
-from torch.optim import lr_scheduler
 
 import awfulowl as owl
-from awfulowl.errors import CheckpointError, InputError
+from awfulowl.errors import CheckpointError
 from awfulowl.owner import checkpoint
 from awfulowl.owner.checkpoint import FACTS, MODEL, TRAINING, VERSION, Facts, newest_checkpoint, read_checkpoint
 from tests.simulated.training import Twins, perceptron, training
@@ -300,32 +298,6 @@ def test_a_full_disk_costs_the_checkpoint_and_nothing_else(
     save_again(pair, tmp_path)
     assert owl.read_checkpoint(tmp_path).facts.step == steps + 2
     pair.agree()
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"one": object()},
-        {"one": torch.zeros(1)},
-        {"one": math.inf},
-        {"one": {1: 2}},
-        lr_scheduler.MultiStepLR(torch.optim.SGD([torch.zeros(1)]), [1, 2]).state_dict(),
-        lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([torch.zeros(1)])).state_dict(),
-    ],
-    ids=lambda extra: repr(extra)[:30],
-)
-def test_what_json_does_not_give_back_is_refused(pair: Twins, tmp_path: Path, extra: dict[str, Any]) -> None:
-    """Numbers that are keys would come back as strings, and the infinite as nothing."""
-    with pytest.raises(InputError, match="extra"):
-        pair.fleet.checkpoint(pair.scattered, pair.ours, tmp_path, extra=extra)
-    assert list(tmp_path.iterdir()) == []
-    pair.step()
-    pair.agree()
-
-
-def test_lists_and_tuples_are_one(pair: Twins, tmp_path: Path) -> None:
-    pair.fleet.checkpoint(pair.scattered, pair.ours, tmp_path, extra={"one": (1, [2, (3,)])}).result()
-    assert owl.read_checkpoint(tmp_path).extra == {"one": [1, [2, [3]]]}
 
 
 def test_facts_nested_too_deep(copied: Path) -> None:

@@ -45,7 +45,8 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     `model` is the digest of the model's names and shapes (`placement.plan.model_digest`), `has_momentum` names the
     products whose momentum has begun, `adapted` says how many steps of Adam products have taken, `drift` how far
     devices may have moved the panel of a product unseen (None: without a bound), `groups` are the optimizer's settings,
-    `random` is PyTorch's state, `extra` is the caller's.
+    `random` is the state of PyTorch's generator for CPUs, `extra` is the caller's: other generators (`random`, NumPy's,
+    CUDA's) are none of ours, and go on where the caller puts them.
     """
 
     step: Natural
@@ -85,7 +86,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         return self.facts.extra
 
     def restore_random_state(self) -> None:
-        """Let PyTorch's random numbers go on where they were.
+        """Let PyTorch's random numbers on CPUs go on where they were; states of other generators belong in `extra`.
 
         Raises:
             CheckpointError: this PyTorch's generator has no such state.

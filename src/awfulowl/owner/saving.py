@@ -37,11 +37,20 @@ def check_extra(extra: Mapping[str, Any]) -> None:
         InputError: it does not: keys that are no strings, infinity, sets.
     """
     try:
-        same = msgspec.json.decode(msgspec.json.encode(dict(extra))) == _listed(msgspec.to_builtins(dict(extra)))
+        back = msgspec.json.decode(msgspec.json.encode(dict(extra)))
+        changed = _changed(_listed(msgspec.to_builtins(dict(extra))), back, "extra")
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise InputError(f"extra cannot be written as JSON: {error}") from error
-    if not same:
-        raise InputError("extra would come back from JSON as something else (keys that are no strings? infinity?)")
+    if changed is not None:
+        raise InputError(f"{changed} would come back from JSON as something else (keys that are no strings? infinity?)")
+
+
+def _changed(value: Any, back: Any, path: str) -> str | None:
+    """Return the path of the first thing in a value that is not what came back."""
+    if isinstance(value, dict) and isinstance(back, dict) and value.keys() == back.keys():
+        found = (_changed(value[key], back[key], f"{path}[{key!r}]") for key in value)
+        return next((one for one in found if one is not None), None)
+    return None if value == back else path
 
 
 def _listed(value: Any) -> Any:
