@@ -5,7 +5,8 @@
 `owl train` learns scikit-learn's digits on a local fleet, once undisturbed, and then under the same plan with the owner
 killed (SIGKILL) at random moments, from its first breath on, and started again with --resume. A training that finishes
 before all kills are done is followed by another one. Held to the undisturbed one are the losses in the newest
-checkpoint after every kill, and at the end every bit of the trained weights.
+checkpoint after every kill, and at the end every bit of the trained weights. Kills before there is any checkpoint are
+counted apart, they show nothing of a resume. It returns 1 if a checkpoint is wrong, or lost, or a bit differs.
 """
 
 import argparse
@@ -51,14 +52,21 @@ checkpoint_every = {every}
 
 @dataclass(frozen=True)
 class Death:
-    """One kill: after how many seconds, and what was found: steps in the newest checkpoint (None: there is none yet).
+    """One kill: after how many seconds, and what was found: steps in the newest checkpoint (None: there is none).
 
-    `right` says that the checkpoint can be read, and its losses are those of the undisturbed training.
+    `right` says that the checkpoint can be read, its losses are those of the undisturbed training, and it is no older
+    than what was there at the kill before; None says that there was no checkpoint yet that could be wrong.
     """
 
     after_s: float
     steps: int | None
-    right: bool
+    right: bool | None
+
+    def __str__(self) -> str:
+        """Return what was found, in words."""
+        if self.right is None:
+            return f"after {self.after_s:.1f} s: no checkpoint yet"
+        return f"after {self.after_s:.1f} s: {self.steps} steps, {'right' if self.right else 'WRONG'}"
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,7 @@ def suffer(training: Training, delays: Iterable[float], expected: Sequence[float
     Raises:
         RuntimeError: it ended by itself, and not well.
     """
+    known = 0
     for delay in delays:
         process = training.start()
         try:
@@ -147,9 +156,17 @@ def suffer(training: Training, delays: Iterable[float], expected: Sequence[float
             yield Death(delay, None, right=False)
         else:
             steps = None if found is None else len(found)
-            yield Death(delay, steps, right=found is None or found == list(expected[: len(found)]))
+            yield Death(delay, steps, judge(found, known, expected))
+            known = max(known, steps or 0)
         if training.finished:  # it was killed on its way out
             return
+
+
+def judge(found: Sequence[float] | None, known: int, expected: Sequence[float]) -> bool | None:
+    """Say whether losses in a checkpoint are right, where one of `known` steps was there before, 0: none."""
+    if found is None:
+        return False if known else None
+    return len(found) >= known and list(found) == list(expected[: len(found)])
 
 
 def same_bits(one: Home, other: Home) -> bool:
@@ -191,23 +208,37 @@ def kills(count: int, seed: int, *, steps: int, every: int, devices: int) -> dic
             delays = (choose.uniform(0, whole_s) for _ in range(count - len(deaths)))
             for death in suffer(training, delays, expected):
                 deaths.append(death)
-                print(f"kill {len(deaths)} after {death.after_s:.1f} s: {death.steps} steps, right: {death.right}")
+                print(f"kill {len(deaths)} {death}", flush=True)
             if not training.finished:
                 training.finish()
             bits.append(same_bits(undisturbed.home, training.home))
     return {
         "kills": len(deaths),
-        "right": sum(death.right for death in deaths),
+        "right": sum(death.right is True for death in deaths),
+        "wrong": sum(death.right is False for death in deaths),
         "trainings": len(bits),
         "same_bits": sum(bits),
-        "before_the_first_checkpoint": sum(death.steps is None for death in deaths),
+        "before_the_first_checkpoint": sum(death.right is None for death in deaths),
         "undisturbed_s": whole_s,
         "seconds": monotonic() - start,
         "deaths": [asdict(death) for death in deaths],
     }
 
 
-def main() -> None:
+def missed(found: Mapping[str, Any]) -> list[str]:
+    """Return what was to be shown and was not, in words."""
+    misses = []
+    if found["wrong"]:
+        misses.append(
+            f"every resume right: {found['wrong']} of {found['right'] + found['wrong']} checkpoints are wrong"
+        )
+    if found["same_bits"] < found["trainings"]:
+        other = found["trainings"] - found["same_bits"]
+        misses.append(f"the same bits at the end: {other} of {found['trainings']} trainings have others")
+    return misses
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="4 kills of a short training")
     parser.add_argument("--json", metavar="FILE", help="write the results there; - is the standard output")
@@ -237,14 +268,19 @@ def main() -> None:
         **found,
     }
     print(
-        f"{found['kills']} kills, {found['right']} checkpoints right; {found['same_bits']} of {found['trainings']} "
-        "trainings with the same bits"
+        f"{found['kills']} kills, {found['before_the_first_checkpoint']} of them before there was a checkpoint; of the "
+        f"others {found['right']} of {found['right'] + found['wrong']} checkpoints right; {found['same_bits']} of "
+        f"{found['trainings']} trainings with the same bits"
     )
+    misses = missed(found)
+    for miss in misses:
+        print(f"missed: {miss}", file=sys.stderr)
     if options.json == "-":
         print(json.dumps(results, indent=2))
     elif options.json:
         Path(options.json).write_text(json.dumps(results, indent=2) + "\n")
+    return int(bool(misses))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

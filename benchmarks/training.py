@@ -7,6 +7,8 @@ trips x its round trip, all measured in this run, on the same cores, the fabric 
 loss, backward and update. Trips are those that nothing can overlap: one for each layer's product, one for each layer's
 gradients, and one for all layers' updates together. The rounds are interleaved (plain, verified, unverified); in
 brackets a 95 % interval of the median over rounds. Verified and unverified are two fleets, of which one idles.
+
+It returns 1 if these devices, which are honest, were refused, or gathered weights are not those of plain training.
 """
 
 import os
@@ -19,6 +21,7 @@ import copy
 import json
 import platform
 import statistics
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -35,9 +38,12 @@ import awfulowl as owl
 from awfulowl.fleet.local import LocalFleet
 from awfulowl.models.mlp import Mlp
 from awfulowl.owner.policy import Policy
+from benchmarks.claims import Claim, verdict
 from benchmarks.serving import Network, Spread, fabric, spread
 
 SIZES = [4096, 4096, 4096, 10]
+APART = 1e-4
+"""Weights are up to 1/64 at first; rounding parts those of these few steps by 1e-7 or so."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -56,6 +62,7 @@ class Row(msgspec.Struct, frozen=True):
     verification: Spread
     max_abs_diff: float
     drift: float
+    refused: int
     rounds: int
 
 
@@ -105,6 +112,7 @@ def measure(options: argparse.Namespace) -> Callable[[Network], Row]:
         found = fleets[0].gather(trainers[1].model)
         difference = max(float((found[name] - value).abs().max()) for name, value in plain.state_dict().items())
         drift = max(fleets[0].drift(trainers[1].model).values())
+        refused = fleets[0].statistics["lies_caught"]
     times = [taken[2:] for taken in times]
 
     def against(network: Network) -> Row:
@@ -125,6 +133,7 @@ def measure(options: argparse.Namespace) -> Callable[[Network], Row]:
             verification=spread([with_it / without - 1 for with_it, without in pairs]),
             max_abs_diff=difference,
             drift=drift,
+            refused=refused,
             rounds=len(times[0]),
         )
 
@@ -143,7 +152,15 @@ def show(row: Row) -> None:
     )
 
 
-def main() -> None:
+def claims(row: Row) -> list[Claim]:
+    """Return what has to be so on any machine."""
+    return [
+        Claim(f"no honest answer is refused: {row.refused} were", row.refused == 0),
+        Claim(f"weights are those of plain training, or near: {row.max_abs_diff} apart", row.max_abs_diff < APART),
+    ]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--json", metavar="FILE", help="write the results there")
@@ -162,6 +179,7 @@ def main() -> None:
     show(row)
     if options.json:
         Path(options.json).write_text(json.dumps(described(row, network), indent=2) + "\n")
+    return verdict(claims(row))
 
 
 def described(row: Row, network: Network) -> dict[str, Any]:
@@ -177,4 +195,4 @@ def described(row: Row, network: Network) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

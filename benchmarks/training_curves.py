@@ -11,6 +11,10 @@ the figures on held-back data. float32 sums in another order differ in their las
 without bound: the other orders say how much of a difference means nothing. `training_stretches` holds a fleet to a
 bound, over stretches too short for that.
 
+It returns 1 if over the seeds the mean of the fleet's figures is more than .5 points, or .02 nats, from that of the
+plain runs (of fewer seeds than three, or less than the recipe, no figure is judged), or if without --faults an answer
+was refused, or with it the liar was not found.
+
 --faults: of ten devices one lies at random, in a tenth of its steps and one in twenty answers, and one other is killed
 every 20 steps, and comes back as itself 5 steps later.
 """
@@ -21,8 +25,9 @@ import json
 import multiprocessing
 import platform
 import random
+import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -38,9 +43,13 @@ from awfulowl.recipes.loop import Between, Progress
 from awfulowl.recipes.recipe import Recipe, changed, find_recipe
 from awfulowl.recipes.run import FleetRun, Outcome, train_here, train_on_fleet
 from awfulowl.recipes.task import make_task
+from benchmarks.claims import Claim, verdict
 
 FIRST = 100
 FAULTY_DEVICES = 10
+APART = {"accuracy": 0.005, "nats": 0.02}
+"""By how much final figures may differ."""
+SEEDS = 3
 Where = Literal["here", "fleet", "faulty"]
 
 
@@ -191,6 +200,25 @@ def read_recipes(options: argparse.Namespace) -> Iterator[Recipe]:
         yield changed(read, path=path, steps=options.steps, seed=seed, checkpoint_every=0)
 
 
+def claims(rows: Iterable[Mapping[str, Any]], *, whole: bool) -> Iterator[Claim]:
+    """Yield what has to be so on any machine; final figures only if recipes ran as a whole."""
+    by_recipe: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_recipe.setdefault(row["recipe"], []).append(row)
+    for recipe, own in by_recipe.items():
+        if whole and len(own) >= SEEDS:
+            plain, scattered = (statistics.fmean(row[kind] for row in own) for kind in ("plain", "scattered"))
+            metric = own[0]["metric"]
+            text = f"{recipe}: means within {APART[metric]:g} ({metric}): plain {plain:.5g}, fleet {scattered:.5g}"
+            yield Claim(text, abs(scattered - plain) <= APART[metric])
+        for row in own:
+            caught, where = row["statistics"].get("lies_caught", 0), f"{recipe}, seed {row['seed']}"
+            if row["faults"]:
+                yield Claim(f"{where}: the liar is found", caught > 0)
+            else:
+                yield Claim(f"{where}: no honest answer is refused: {caught} were", caught == 0)
+
+
 def write(file: str | None, rows: Sequence[dict[str, Any]]) -> None:
     """Keep results, where there is a file for them."""
     if file:
@@ -198,7 +226,7 @@ def write(file: str | None, rows: Sequence[dict[str, Any]]) -> None:
         Path(file).write_text(json.dumps(found, indent=2) + "\n")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_recipes(parser)
     parser.add_argument("--at-once", type=int, default=1, help="trainings at a time, each with its threads")
@@ -213,7 +241,8 @@ def main() -> None:
             rows.append(row(recipe, options.faults, *(run.result() for run in runs)))
             print(json.dumps(rows[-1]), flush=True)
     write(options.json, rows)
+    return verdict(claims(rows, whole=options.steps is None))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -167,6 +167,13 @@ class TestGradients:
             pair.ours.step()
         unmoved(pair, before)
 
+    def test_states_are_neither_given_nor_taken(self, pair: Twins) -> None:
+        for use in (pair.ours.state_dict, lambda: pair.ours.load_state_dict(pair.theirs.state_dict())):
+            with pytest.raises(ScatteredError, match=r"fleet\.checkpoint.*optimizer\.load"):
+                use()
+        pair.step()
+        pair.agree()
+
     def test_closures(self, pair: Twins) -> None:
         pair.ours.zero_grad()
         with pytest.raises(InputError, match="closures"):

@@ -1,5 +1,6 @@
 """Checkpoints of training with Adam: it goes on to the same bits, and with no other optimizer."""
 
+import math
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -50,7 +51,9 @@ def test_training_goes_on_bit_by_bit(settings: dict[str, Any], steps: int, tmp_p
         path = writing.result()
     with still_fleet(3) as fleet:
         found = owl.read_checkpoint(path)
+        assert set(found.facts.drift.values()) == {None}
         scattered, optimizer, scheduler = prepared(fleet, plan, found, **settings)
+        assert set(fleet.drift(scattered).values()) == {math.inf}
         assert optimizer.steps == found.facts.step == steps
         losses = whole.losses[:steps] + train(fleet, scattered, optimizer, scheduler, range(steps, 7))
         assert losses == whole.losses

@@ -68,6 +68,24 @@ class TestOptimizers:
         torch.optim.Adam(biases).step()
         assert not torch.equal(before, biases[0])
 
+    def test_half_a_state_is_not_given_away(self, pair: Twins) -> None:
+        """It would hold the momentum of what is kept, and look whole."""
+        with pytest.raises(ScatteredError, match=r"fleet\.checkpoint.*optimizer\.load"):
+            pair.ours.state_dict()
+        pair.step(2)
+        pair.agree()
+
+    @pytest.mark.parametrize("whose", ["plain", "of another kind", "empty"])
+    def test_states_of_others_are_not_taken(self, pair: Twins, whose: str) -> None:
+        other = torch.optim.Adam(pair.plain.parameters())
+        state = {"plain": pair.theirs.state_dict(), "of another kind": other.state_dict(), "empty": {}}[whose]
+        before = pair.ours.settings()
+        with pytest.raises(ScatteredError, match=r"fleet\.checkpoint.*optimizer\.load"):
+            pair.ours.load_state_dict(state)
+        assert pair.ours.settings() == before
+        pair.step(2)
+        pair.agree()
+
     def test_closures(self, pair: Twins) -> None:
         pair.ours.zero_grad()
         with pytest.raises(InputError, match="closures"):

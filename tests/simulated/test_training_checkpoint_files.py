@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,12 +12,11 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import save
-from torch.optim import lr_scheduler
 
 import awfulowl as owl
-from awfulowl.errors import CheckpointError, InputError
+from awfulowl.errors import CheckpointError
 from awfulowl.owner import checkpoint
-from awfulowl.owner.checkpoint import FACTS, MODEL, TRAINING, Facts, newest_checkpoint, read_checkpoint
+from awfulowl.owner.checkpoint import FACTS, MODEL, TRAINING, VERSION, Facts, newest_checkpoint, read_checkpoint
 from tests.simulated.training import Twins, perceptron, training
 
 
@@ -43,6 +41,15 @@ def pair() -> Iterator[Twins]:
 
 def save_again(pair: Twins, directory: Path) -> Path:
     return pair.fleet.checkpoint(pair.scattered, pair.ours, directory).result()
+
+
+def edited(path: Path, change: Callable[[dict[str, Any]], Any], *, sealed: bool = True) -> None:
+    """Change the facts, and if `sealed` their digest too, as somebody would who may write there."""
+    file = msgspec.json.decode((path / FACTS).read_bytes())
+    change(file["facts"])
+    if sealed:
+        file["sha256"] = hashlib.sha256(msgspec.json.encode(file["facts"])).hexdigest()
+    (path / FACTS).write_bytes(msgspec.json.encode(file))
 
 
 def refused(path: Path, match: str) -> None:
@@ -93,8 +100,8 @@ class TestDamage:
     @pytest.mark.parametrize(
         "change",
         [
-            {"version": 2},
-            {"version": "1"},
+            {"drift": {"0": -1e-9}},
+            {"drift": {"0": "much"}},
             {"step": -1},
             {"step": 1.5},
             {"model": 3},
@@ -108,16 +115,86 @@ class TestDamage:
         ],
         ids=str,
     )
+    def test_facts_that_were_edited_with_care(self, copied: Path, change: dict[str, Any]) -> None:
+        edited(copied, lambda facts: facts.update(change))
+        refused(copied, "damaged|not what was written")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"step": 7},
+            {"has_momentum": []},
+            {"adapted": {"0": 3}},
+            {"drift": {}},
+            {"groups": [{"lr": 0.2}]},
+            {"groups": [{"lr": "much"}]},
+            {"groups": [3]},
+            {"groups": []},
+            {"random": ""},
+            {"extra": {"scheduler": {}}},
+        ],
+        ids=str,
+    )
     def test_facts_that_were_edited(self, copied: Path, change: dict[str, Any]) -> None:
-        facts = msgspec.json.decode((copied / FACTS).read_bytes())
-        (copied / FACTS).write_bytes(msgspec.json.encode(facts | change))
-        refused(copied, "version 2|damaged|not what was written")
+        """What reads well, and would stop a training much later or let it go on wrongly."""
+        edited(copied, lambda facts: facts.update(change), sealed=False)
+        refused(copied, "not what was written")
+
+    @pytest.mark.parametrize("every", [97])
+    def test_one_byte_of_facts(self, copied: Path, every: int) -> None:
+        content = (copied / FACTS).read_bytes()
+        for place in range(0, len(content), every):
+            wrong = bytearray(content)
+            wrong[place] ^= 1
+            (copied / FACTS).write_bytes(bytes(wrong))
+            refused(copied, "of version|damaged|not what was written")
+        (copied / FACTS).write_bytes(content)
+        owl.read_checkpoint(copied)
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            ({"version": VERSION + 1}, f"of version {VERSION + 1}"),
+            ({"version": 1, "sha256": {}}, "of version 1"),  # of which this was the digest of tensors
+            ({"version": "2"}, "damaged"),
+            ({"sha256": None}, "damaged"),
+            ({"facts": None}, "not what was written"),
+            ({"other": 1}, "damaged"),
+        ],
+        ids=str,
+    )
+    def test_what_is_around_facts(self, copied: Path, change: dict[str, Any], match: str) -> None:
+        file = msgspec.json.decode((copied / FACTS).read_bytes())
+        (copied / FACTS).write_bytes(msgspec.json.encode(file | change))
+        refused(copied, match)
+
+    @pytest.mark.parametrize("field", ["version", "sha256", "facts"])
+    def test_nothing_around_facts(self, copied: Path, field: str) -> None:
+        file = msgspec.json.decode((copied / FACTS).read_bytes())
+        del file[field]
+        (copied / FACTS).write_bytes(msgspec.json.encode(file))
+        refused(copied, "damaged")
+
+    @pytest.mark.parametrize("change", [lambda random: b"", lambda random: random[:-1], lambda random: random + b"0"])
+    def test_a_random_state_of_another_length(self, copied: Path, change: Callable[[bytes], bytes]) -> None:
+        found = owl.read_checkpoint(copied)
+        facts = msgspec.structs.replace(found.facts, random=change(found.facts.random))
+        before = torch.get_rng_state()
+        with pytest.raises(CheckpointError, match="random state is of"):
+            msgspec.structs.replace(found, facts=facts).restore_random_state()
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_a_random_state_of_another_generator(self, copied: Path) -> None:
+        found = owl.read_checkpoint(copied)
+        facts = msgspec.structs.replace(found.facts, random=b"\xff" * len(found.facts.random))
+        before = torch.get_rng_state()
+        with pytest.raises(CheckpointError, match="none of this PyTorch"):
+            msgspec.structs.replace(found, facts=facts).restore_random_state()
+        assert torch.equal(torch.get_rng_state(), before)
 
     @pytest.mark.parametrize("field", Facts.__struct_fields__)
     def test_facts_without(self, copied: Path, field: str) -> None:
-        facts = msgspec.json.decode((copied / FACTS).read_bytes())
-        del facts[field]
-        (copied / FACTS).write_bytes(msgspec.json.encode(facts))
+        edited(copied, lambda facts: facts.pop(field))
         refused(copied, "damaged")
 
     @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff\xfe", b"{", b"[" * 100_000, b"{}"])
@@ -127,8 +204,7 @@ class TestDamage:
 
     def test_facts_larger_than_any_can_be(self, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(checkpoint, "_MOST_FACTS_BYTES", 1000)
-        facts = msgspec.json.decode((copied / FACTS).read_bytes())
-        (copied / FACTS).write_bytes(msgspec.json.encode(facts | {"extra": {"much": "x" * 2000}}))
+        edited(copied, lambda facts: facts.update(extra={"much": "x" * 2000}))
         refused(copied, "larger than 1000 bytes")
 
     def test_tensors_that_are_none(self, copied: Path) -> None:
@@ -139,9 +215,7 @@ class TestDamage:
     def replace(self, path: Path, name: str, content: bytes) -> None:
         """Put a file in place of another and correct its digest, as somebody would who may write there."""
         (path / name).write_bytes(content)
-        facts = msgspec.json.decode((path / FACTS).read_bytes())
-        facts["sha256"][name] = hashlib.sha256(content).hexdigest()
-        (path / FACTS).write_bytes(msgspec.json.encode(facts))
+        edited(path, lambda facts: facts["sha256"].update({name: hashlib.sha256(content).hexdigest()}))
 
     @pytest.mark.parametrize("state", [{}, {"weight/0": torch.zeros(2)}, {"weight/0": torch.zeros(8, 12).double()}])
     def test_states_that_do_not_fit(self, copied: Path, pair: Twins, state: dict[str, torch.Tensor]) -> None:
@@ -226,35 +300,9 @@ def test_a_full_disk_costs_the_checkpoint_and_nothing_else(
     pair.agree()
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"one": object()},
-        {"one": torch.zeros(1)},
-        {"one": math.inf},
-        {"one": {1: 2}},
-        lr_scheduler.MultiStepLR(torch.optim.SGD([torch.zeros(1)]), [1, 2]).state_dict(),
-        lr_scheduler.ReduceLROnPlateau(torch.optim.SGD([torch.zeros(1)])).state_dict(),
-    ],
-    ids=lambda extra: repr(extra)[:30],
-)
-def test_what_json_does_not_give_back_is_refused(pair: Twins, tmp_path: Path, extra: dict[str, Any]) -> None:
-    """Numbers that are keys would come back as strings, and the infinite as nothing."""
-    with pytest.raises(InputError, match="extra"):
-        pair.fleet.checkpoint(pair.scattered, pair.ours, tmp_path, extra=extra)
-    assert list(tmp_path.iterdir()) == []
-    pair.step()
-    pair.agree()
-
-
-def test_lists_and_tuples_are_one(pair: Twins, tmp_path: Path) -> None:
-    pair.fleet.checkpoint(pair.scattered, pair.ours, tmp_path, extra={"one": (1, [2, (3,)])}).result()
-    assert owl.read_checkpoint(tmp_path).extra == {"one": [1, [2, [3]]]}
-
-
 def test_facts_nested_too_deep(copied: Path) -> None:
-    facts = msgspec.json.decode((copied / FACTS).read_bytes())
-    content = msgspec.json.encode(facts | {"extra": {"deep": 1}})
+    edited(copied, lambda facts: facts.update(extra={"deep": 1}))
+    content = (copied / FACTS).read_bytes()
     (copied / FACTS).write_bytes(content.replace(b'"deep":1', b'"deep":' + b"[" * 100_000 + b"]" * 100_000))
     try:
         refused(copied, "damaged|nested")

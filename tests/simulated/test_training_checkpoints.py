@@ -1,10 +1,12 @@
 """Checkpoints of training: what they hold, and that training goes on from them as if it had never stopped."""
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +17,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 import awfulowl as owl
 from awfulowl.device.lies import Liar, Misstep
 from awfulowl.errors import CheckpointError, InputError, UnavailableError
+from awfulowl.owner import checkpoint
 from awfulowl.owner.checkpoint import Checkpoint
 from awfulowl.owner.optimizer import FleetOptimizer
 from awfulowl.owner.peer import Standing
@@ -154,6 +157,49 @@ def test_a_resumed_training_can_be_saved_and_rebuilt(tmp_path: Path) -> None:
         pair.fleet.kill("d1")
         pair.step(2)
         pair.agree()
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("every", [2, 1000])
+def test_what_devices_may_have_strayed_is_not_forgotten(every: int, devices: int, tmp_path: Path) -> None:
+    """Over snapshots and several resumes, and whoever has the blocks then."""
+    drifts = []
+    with training(2, Policy(snapshot_after=every), momentum=0.9) as pair:
+        pair.step(5)
+        drifts.append(pair.fleet.drift(pair.scattered))
+        pair.fleet.checkpoint(pair.scattered, pair.ours, tmp_path).result()
+        pair.step(3)
+    for turn in range(2):
+        with still_fleet(devices) as fleet:
+            found = owl.read_checkpoint(tmp_path)
+            assert found.facts.drift == drifts[-1]
+            plan = plan_model(perceptron(), torch.zeros(1, 12), fleet.devices, SMALL, Entropy(turn))
+            pair.fleet, pair.scattered = fleet, fleet.scatter(perceptron(), plan, train=True, checkpoint=found)
+            pair.ours = fleet.optimizer(pair.scattered, lr=0.1)
+            pair.ours.load(found)
+            assert fleet.drift(pair.scattered) == pytest.approx(drifts[-1], rel=1e-9)
+            pair.differentiate_ours()
+            pair.ours.step()
+            drifts.append(fleet.drift(pair.scattered))
+            assert drifts[-1].keys() == drifts[-2].keys()
+            assert all(0 < drifts[-2][name] < drifts[-1][name] < 1e-2 for name in drifts[-1])
+            fleet.checkpoint(pair.scattered, pair.ours, tmp_path).result()
+
+
+def test_what_devices_may_have_strayed_before_another_plan(tmp_path: Path) -> None:
+    """A panel has strayed as far as the product of it that strayed furthest."""
+    with training(2, momentum=0.9) as pair:
+        pair.step(2)
+        pair.fleet.checkpoint(pair.scattered, pair.ours, tmp_path).result()
+        found = owl.read_checkpoint(tmp_path)
+        drift: dict[str, float | None] = {"0": 0.25, "2": None}
+        facts = msgspec.structs.replace(found.facts, drift=drift)
+        written = checkpoint.write_checkpoint(tmp_path / "other", facts, found.model, found.training)
+        found = owl.read_checkpoint(written)
+        assert found.facts.drift == drift
+        plan = plan_model(perceptron(), torch.zeros(1, 12), pair.fleet.devices, SMALL, Entropy(9))
+        scattered = pair.fleet.scatter(perceptron(), plan, train=True, checkpoint=found)
+        assert pair.fleet.drift(scattered) == {"0": pytest.approx(0.25), "2": math.inf}
 
 
 def test_the_model_is_a_plain_state_dict(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import subprocess
-import tempfile
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from awfulowl.fabric.broker_binary import find_binary, verify_binary
 from awfulowl.fabric.identity import check_nkey
 from awfulowl.fabric.private_files import write_private
 from awfulowl.fabric.tether import tethered
+from awfulowl.files import Scratch
 from awfulowl.limits import DEFAULT, GIB, KIB, Limits
 
 _LISTENING: Final = re.compile(r"Listening for client connections on \S+:(\d+)$")
@@ -84,7 +84,7 @@ class Broker:
             self._devices = self._with(name, key)
         self._config = config if config is not None else BrokerConfig()
         self._changing = asyncio.Lock()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._journal = _Journal()
         self._port = 0
@@ -118,7 +118,7 @@ class Broker:
         await asyncio.to_thread(verify_binary, binary, self._config.sha256)
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self.stop)
-            self._folder = tempfile.TemporaryDirectory(prefix="awfulowl-broker-")
+            self._folder = Scratch("broker")
             self._write(self._devices)
             await self._launch(binary)
             undo.pop_all()
@@ -183,7 +183,7 @@ class Broker:
             self._process.wait()
             self._process = None
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove()
             self._folder = None
 
     async def enrol(self, name: str, nkey_public: str) -> None:
@@ -237,7 +237,7 @@ class Broker:
     def _file(self) -> Path:
         if self._folder is None:
             raise BrokerError("the broker is not running: start it first")
-        return Path(self._folder.name) / "broker.json"
+        return self._folder.path / "broker.json"
 
     def _write(self, devices: Mapping[str, str]) -> None:
         write_private(self._file, msgspec.json.encode(_settings(self._config, self._owner, devices)))

@@ -265,7 +265,9 @@ class Fleet:
             scattered: the model under training.
             optimizer: its optimizer.
             directory: of all checkpoints of this training.
-            extra: what else is needed to go on (a scheduler's state, the order of data): anything JSON can hold.
+            extra: what else is needed to go on: a scheduler's state, the order of data, and states of generators other
+                than PyTorch's on CPUs (`random`, NumPy, CUDA). Anything JSON can hold; of a scheduler leave out what a
+                new one has anyway, if JSON cannot (MultiStepLR's milestones, mode_worse of ReduceLROnPlateau).
             keep: so many newest checkpoints stay.
             timeout_s: seconds until it has to be written.
 

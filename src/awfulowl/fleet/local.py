@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +20,7 @@ from awfulowl.fabric.base import OWNER
 from awfulowl.fabric.broker import Broker
 from awfulowl.fabric.identity import Enrolment, Identity
 from awfulowl.fabric.nats import NatsFabric
+from awfulowl.files import Scratch
 from awfulowl.fleet.fleet import Fleet
 from awfulowl.limits import GIB
 from awfulowl.owner.loop import LoopThread
@@ -137,7 +136,7 @@ class LocalFleet(Fleet):
     """A fleet whose devices are processes on this machine: for development, demonstrations and tests."""
 
     def __init__(self, devices: Sequence[Device], offer: Offer, policy: Policy | None) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="awfulowl-"))
+        self._folder = Scratch("fleet")
         self._offer = offer
         self._broker: Broker | None = None
         loop = LoopThread()
@@ -172,7 +171,7 @@ class LocalFleet(Fleet):
             self._processes[name] = self._start(name)
 
     def _start(self, name: str) -> DeviceProcess:
-        return DeviceProcess(name, self._folder, self._offer)
+        return DeviceProcess(name, self._folder.path, self._offer)
 
     def kill(self, name: str) -> None:
         """Kill a device's process."""
@@ -266,7 +265,7 @@ class LocalFleet(Fleet):
             process.stop()
         if self._broker is not None:
             loop.run(self._broker.stop(), 20)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
 
 
 def local_fleet(

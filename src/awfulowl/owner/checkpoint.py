@@ -2,8 +2,8 @@
 
 `step-00000120/` holds `model.safetensors`, a plain state_dict that anybody can load; `training.safetensors`, what was
 lost in rounding and the momentum, of scattered products and of kept parameters; and `checkpoint.json`: settings, random
-state, what the caller added (order of data, schedulers), and the SHA-256 of the other two. It is written under another
-name, flushed, and renamed.
+state, what the caller added (order of data, schedulers), the SHA-256 of the other two, and that of all this. It is
+written under another name, flushed, and renamed. Digests find damage; whoever may write here can make them anew.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from awfulowl.blocks.adapters.weight import ScatteredWeight
 from awfulowl.errors import CheckpointError
 from awfulowl.limits import MIB
 
-VERSION: Final = 1
+VERSION: Final = 2
 MODEL: Final = "model.safetensors"
 TRAINING: Final = "training.safetensors"
 FACTS: Final = "checkpoint.json"
@@ -43,19 +43,34 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """What a checkpoint says beside its tensors.
 
     `model` is the digest of the model's names and shapes (`placement.plan.model_digest`), `has_momentum` names the
-    products whose momentum has begun, `adapted` says how many steps of Adam products have taken, `groups` are the
-    optimizer's settings, `random` is PyTorch's state, `extra` is the caller's.
+    products whose momentum has begun, `adapted` says how many steps of Adam products have taken, `drift` how far
+    devices may have moved the panel of a product unseen (None: without a bound), `groups` are the optimizer's settings,
+    `random` is the state of PyTorch's generator for CPUs, `extra` is the caller's: other generators (`random`, NumPy's,
+    CUDA's) are none of ours, and go on where the caller puts them.
     """
 
-    version: int
     step: Natural
     model: bytes
     has_momentum: tuple[str, ...]
     adapted: dict[str, Natural]
+    drift: dict[str, Annotated[float, Meta(ge=0)] | None]
     groups: tuple[dict[str, Any], ...]
     random: bytes
     extra: dict[str, Any]
     sha256: dict[str, str]
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    """What `checkpoint.json` of every version has."""
+
+    version: int
+
+
+class _Sealed(_Versioned, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The content of `checkpoint.json`: facts, and their SHA-256, byte by byte as they are written."""
+
+    sha256: str
+    facts: msgspec.Raw
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,8 +86,18 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         return self.facts.extra
 
     def restore_random_state(self) -> None:
-        """Let PyTorch's random numbers go on where they were."""
-        torch.set_rng_state(torch.frombuffer(bytearray(self.facts.random), dtype=torch.uint8))
+        """Let PyTorch's random numbers on CPUs go on where they were; states of other generators belong in `extra`.
+
+        Raises:
+            CheckpointError: this PyTorch's generator has no such state.
+        """
+        state, wanted = bytearray(self.facts.random), len(torch.get_rng_state())
+        try:
+            if len(state) != wanted:
+                raise CheckpointError(f"the checkpoint's random state is of {len(state)} bytes, PyTorch's of {wanted}")
+            torch.set_rng_state(torch.frombuffer(state, dtype=torch.uint8))
+        except RuntimeError as error:
+            raise CheckpointError(f"the checkpoint's random state is none of this PyTorch: {error}") from error
 
 
 def write_checkpoint(
@@ -94,7 +119,9 @@ def write_checkpoint(
             content = save({key: tensor.contiguous() for key, tensor in tensors.items()})
             digests[name] = hashlib.sha256(content).hexdigest()
             _write(side / name, content)
-        _write(side / FACTS, msgspec.json.encode(msgspec.structs.replace(facts, sha256=digests)))
+        raw = msgspec.json.encode(msgspec.structs.replace(facts, sha256=digests))
+        sealed = _Sealed(version=VERSION, sha256=hashlib.sha256(raw).hexdigest(), facts=msgspec.Raw(raw))
+        _write(side / FACTS, msgspec.json.encode(sealed))
         side.rename(path)
         _flush(directory)
     except (OSError, SafetensorError, TypeError, msgspec.MsgspecError) as error:
@@ -152,19 +179,28 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     if not (path / FACTS).exists():
         path = newest_checkpoint(path) or path
     try:
-        with (path / FACTS).open("rb") as file:
-            content = file.read(_MOST_FACTS_BYTES + 1)
-        if len(content) > _MOST_FACTS_BYTES:
-            raise CheckpointError(f"{path / FACTS} is larger than {_MOST_FACTS_BYTES} bytes: it is something else")
-        facts = msgspec.json.decode(content, type=Facts)
-        if facts.version != VERSION:
-            raise CheckpointError(f"{path} is a checkpoint of version {facts.version}, and this is version {VERSION}")
+        facts = _facts(path)
         model, training = (_tensors(path / name, facts.sha256.get(name)) for name in (MODEL, TRAINING))
     except OSError as error:
         raise CheckpointError(f"{path} is no checkpoint, or an incomplete one: {error.strerror}") from error
     except (msgspec.MsgspecError, SafetensorError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path} is no checkpoint, or a damaged one: {error}") from error
     return Checkpoint(facts=facts, model=model, training=training)
+
+
+def _facts(path: Path) -> Facts:
+    with (path / FACTS).open("rb") as file:
+        content = file.read(_MOST_FACTS_BYTES + 1)
+    if len(content) > _MOST_FACTS_BYTES:
+        raise CheckpointError(f"{path / FACTS} is larger than {_MOST_FACTS_BYTES} bytes: it is something else")
+    version = msgspec.json.decode(content, type=_Versioned).version
+    if version != VERSION:
+        raise CheckpointError(f"{path} is a checkpoint of version {version}, and this is version {VERSION}")
+    sealed = msgspec.json.decode(content, type=_Sealed)
+    raw = bytes(sealed.facts)
+    if hashlib.sha256(raw).hexdigest() != sealed.sha256:
+        raise CheckpointError(f"{path / FACTS} is not what was written: it was changed. Resume from another one")
+    return msgspec.json.decode(raw, type=Facts)
 
 
 def _tensors(path: Path, digest: str | None) -> dict[str, Tensor]:

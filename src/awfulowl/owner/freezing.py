@@ -35,6 +35,7 @@ class Frozen(NamedTuple):
     digests: list[dict[int, Tensor]]
     has_momentum: list[bool]
     adapted: list[int]
+    drift: list[float]
 
 
 async def freeze(deployment: TrainedDeployment) -> Frozen:
@@ -48,7 +49,8 @@ async def freeze(deployment: TrainedDeployment) -> Frozen:
     checks = [deployment.check(panel).copy() for panel in panels]
     digests = [await _digests(deployment, panel) for panel in panels]
     began, adapted = zip(*((one.has_momentum, one.adapted) for one in deployment.histories), strict=True)
-    return Frozen(number, sources, checks, digests, list(began), list(adapted))
+    drift = [deployment.drifted(panel) for panel in panels]
+    return Frozen(number, sources, checks, digests, list(began), list(adapted), drift)
 
 
 async def _digests(deployment: TrainedDeployment, panel: int) -> dict[int, Tensor]:

@@ -101,6 +101,29 @@ class FleetOptimizer(torch.optim.Optimizer):
             if isinstance(self.state[parameter].get(key), Tensor)
         }
 
+    def state_dict(self) -> dict[str, Any]:
+        """Refuse: half of the state is on devices.
+
+        Raises:
+            ScatteredError: always.
+        """
+        raise ScatteredError(
+            "what devices keep of scattered weights (momentum, mean squares) is not here: fleet.checkpoint saves all "
+            "of a training, optimizer.load(awfulowl.read_checkpoint(path)) goes on from it"
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse: a state of another optimizer says nothing of what devices keep.
+
+        Raises:
+            ScatteredError: always.
+        """
+        del state_dict
+        raise ScatteredError(
+            "devices keep momentum and mean squares of scattered weights, which no state_dict holds: go on from what "
+            "fleet.checkpoint wrote, with fleet.scatter(..., checkpoint=found) and optimizer.load(found)"
+        )
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, here and at devices."""
         super().zero_grad(set_to_none)

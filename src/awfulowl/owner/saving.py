@@ -1,5 +1,6 @@
 """From a model under training to a checkpoint, and back."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,11 +37,20 @@ def check_extra(extra: Mapping[str, Any]) -> None:
         InputError: it does not: keys that are no strings, infinity, sets.
     """
     try:
-        same = msgspec.json.decode(msgspec.json.encode(dict(extra))) == _listed(msgspec.to_builtins(dict(extra)))
+        back = msgspec.json.decode(msgspec.json.encode(dict(extra)))
+        changed = _changed(_listed(msgspec.to_builtins(dict(extra))), back, "extra")
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise InputError(f"extra cannot be written as JSON: {error}") from error
-    if not same:
-        raise InputError("extra would come back from JSON as something else (keys that are no strings? infinity?)")
+    if changed is not None:
+        raise InputError(f"{changed} would come back from JSON as something else (keys that are no strings? infinity?)")
+
+
+def _changed(value: Any, back: Any, path: str) -> str | None:
+    """Return the path of the first thing in a value that is not what came back."""
+    if isinstance(value, dict) and isinstance(back, dict) and value.keys() == back.keys():
+        found = (_changed(value[key], back[key], f"{path}[{key!r}]") for key in value)
+        return next((one for one in found if one is not None), None)
+    return None if value == back else path
 
 
 def _listed(value: Any) -> Any:
@@ -56,13 +66,17 @@ def moment(
     """Copy what the owner holds of a training; the next step may come as soon as this returns."""
     products = [tuple(member.product for member in panel.members) for panel in plan.panels]
     facts = Facts(
-        version=checkpoint.VERSION,
         step=optimizer.steps,
         model=plan.model,
         has_momentum=tuple(
             name for names, begun in zip(products, frozen.has_momentum, strict=True) if begun for name in names
         ),
         adapted={name: count for names, count in zip(products, frozen.adapted, strict=True) for name in names if count},
+        drift={
+            name: drift if math.isfinite(drift) else None
+            for names, drift in zip(products, frozen.drift, strict=True)
+            for name in names
+        },
         groups=optimizer.settings(),
         random=torch.get_rng_state().numpy().tobytes(),
         extra=dict(extra),
@@ -135,9 +149,11 @@ def restore(found: Checkpoint, scattered: nn.Module) -> None:
 
 
 def resume(found: Checkpoint, deployment: TrainedDeployment) -> None:
-    """Let the histories of panels go on where they were: whether a momentum has begun, and Adam."""
+    """Let panels go on where they were: whether a momentum has begun, Adam, and what devices may have strayed."""
     begun, adapted = set(found.facts.has_momentum), found.facts.adapted
+    drift = {name: math.inf if known is None else known for name, known in found.facts.drift.items()}
     for number, (panel, history) in enumerate(zip(deployment.panels, deployment.histories, strict=True)):
         history.has_momentum = any(member.product in begun for member in panel.members)
         history.adapted = max(adapted.get(member.product, 0) for member in panel.members)
         history.adaptive = deployment.state(number).parts == ADAPTATION_PARTS
+        deployment.strayed(number, max(drift.get(member.product, math.inf) for member in panel.members))

@@ -1,8 +1,5 @@
 """What a panel under training was when it was last known: the numbers that its blocks are loaded and rebuilt from."""
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
@@ -15,6 +12,7 @@ from torch import Tensor
 from awfulowl.allocator import mapped
 from awfulowl.blocks.grid import rectangle
 from awfulowl.errors import ModelError
+from awfulowl.files import Scratch
 from awfulowl.owner.numbers import AnyCheck, Floats
 from awfulowl.placement.plan import Panel
 from awfulowl.randomness import Entropy
@@ -32,8 +30,8 @@ class Vault:
     """Files in a private directory, one for each panel: between snapshots the owner holds no weights in memory."""
 
     def __init__(self) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="awfulowl-"))  # of mode 0700
-        weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        self._folder = Scratch("states")
+        self._directory = self._folder.path
 
     def save(self, number: int, state: Sequence[Tensor]) -> None:
         """Put a panel's state in place of the one before.

@@ -28,10 +28,10 @@ Report = Callable[[str], None]
 
 
 class Trained(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a recipe; of a resumed one, seconds, statistics and drift are of the last process alone.
+    """What came of a recipe; of a resumed one, seconds and statistics are of the last process alone.
 
     `figure` is that of the last evaluation, None where there was none. `drift` is for each layer how far devices may
-    have moved its weights unseen, relative to their length.
+    have moved its weights unseen since the first step, relative to their length.
     """
 
     recipe: Recipe

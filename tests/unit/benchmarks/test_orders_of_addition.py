@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from awfulowl.models.seeding import seeded
-from awfulowl.owner.checkpoint import VERSION, Checkpoint, Facts
+from awfulowl.owner.checkpoint import Checkpoint, Facts
 from awfulowl.recipes.loop import Progress, plain_optimizer, train
 from awfulowl.recipes.recipe import Recipe, changed, find_recipe
 from awfulowl.recipes.task import Task, make_task
@@ -57,11 +57,11 @@ def state_after(recipe: Recipe, task: Task, steps: int) -> Checkpoint:
         train(task.model, optimizer, task, recipe, Progress(), lambda now: now.step < steps)
         random = torch.get_rng_state().numpy().tobytes()
     facts = Facts(
-        version=VERSION,
         step=steps,
         model=b"",
         has_momentum=(),
         adapted={},
+        drift={},
         groups=(),
         random=random,
         extra={},

@@ -1,6 +1,8 @@
 """The products a device may choose from: right, or not chosen."""
 
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from awfulowl.device.dense import (
     Products,
     fastest,
     is_right,
+    maker,
+    mkl_holds_back,
     onednn,
     onednn_transposed,
     plain,
@@ -98,32 +102,92 @@ def test_pytorch_s_own_product_is_right() -> None:
     assert is_right(plain)
 
 
-def test_without_onednn_pytorch_s_own_product_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(x: Tensor, weight: Tensor) -> Tensor:
-        raise AttributeError("no such operator")
+AMD, INTEL = "AuthenticAMD", "GenuineIntel"
 
-    monkeypatch.setattr(dense, "onednn", missing)
-    assert fastest.__wrapped__() == PLAIN == Products(plain, plain_transposed)
+
+def processor(patch: pytest.MonkeyPatch, capability: str, made_by: str | None, *, mkl: bool = True) -> None:
+    """Let this machine be another one."""
+    patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    patch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    patch.setattr(dense, "maker", lambda: made_by)
 
 
 @pytest.mark.parametrize("wrong", [onednn, onednn_transposed])
-def test_both_ways_are_chosen_or_none(monkeypatch: pytest.MonkeyPatch, wrong: Multiply) -> None:
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError])
+def test_both_ways_are_chosen_or_none(monkeypatch: pytest.MonkeyPatch, wrong: Multiply, error: type[Exception]) -> None:
     def missing(x: Tensor, weight: Tensor) -> Tensor:
-        raise RuntimeError("no such operator")
+        raise error("no such operator")
 
+    processor(monkeypatch, "AVX512", AMD)
     monkeypatch.setattr(dense, wrong.__name__, missing)
-    monkeypatch.setattr(dense, "_seconds", lambda multiply: 1.0 if multiply is plain else 0.1)
-    assert fastest.__wrapped__() == PLAIN
+    assert fastest.__wrapped__() == PLAIN == Products(plain, plain_transposed)
 
 
-@pytest.mark.parametrize(("slower", "faster", "chosen"), [(1.0, 0.5, ONEDNN), (1.0, 0.9, PLAIN), (1.0, 2.0, PLAIN)])
-def test_only_what_is_clearly_faster_is_chosen(
-    monkeypatch: pytest.MonkeyPatch, slower: float, faster: float, chosen: Products
+@pytest.mark.parametrize(
+    ("capability", "made_by", "mkl", "held_back"),
+    [
+        ("AVX512", AMD, True, True),
+        ("AVX512_VNNI", AMD, True, True),
+        ("AVX512", "HygonGenuine", True, True),
+        ("AVX512", INTEL, True, False),
+        ("AVX512", None, True, False),
+        ("AVX512", AMD, False, False),
+        ("AVX2", AMD, True, False),
+        ("DEFAULT", AMD, True, False),
+        ("NO AVX", None, True, False),
+    ],
+)
+def test_the_processor_decides(
+    monkeypatch: pytest.MonkeyPatch, capability: str, made_by: str | None, mkl: bool, held_back: bool
 ) -> None:
+    processor(monkeypatch, capability, made_by, mkl=mkl)
     monkeypatch.setattr(dense, "is_right", lambda _: True)
-    monkeypatch.setattr(dense, "_seconds", lambda multiply: {plain: slower, onednn: faster}[multiply])
-    assert fastest.__wrapped__() == chosen
+    assert mkl_holds_back() == held_back
+    assert fastest.__wrapped__() == (ONEDNN if held_back else PLAIN)
+
+
+@needs_onednn
+@pytest.mark.parametrize(("made_by", "chosen"), [(AMD, ONEDNN), (INTEL, PLAIN)])
+@pytest.mark.parametrize("slow", [plain, onednn])
+def test_how_fast_they_are_decides_nothing(
+    monkeypatch: pytest.MonkeyPatch, made_by: str, chosen: Products, slow: Multiply
+) -> None:
+    """Two devices that choose otherwise round otherwise, and so does one that is started again."""
+
+    def dawdle(x: Tensor, weight: Tensor) -> Tensor:
+        time.sleep(0.01)  # ten times a product
+        return slow(x, weight)
+
+    processor(monkeypatch, "AVX512", made_by)
+    monkeypatch.setattr(dense, slow.__name__, dawdle)
+    found: Products = fastest.__wrapped__()
+    assert found.transposed is chosen.transposed
 
 
 def test_the_choice_is_made_once() -> None:
     assert fastest() is fastest()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 26\n", AMD),
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\n\nprocessor\t: 1\nvendor_id\t: GenuineIntel\n", INTEL),
+        ("vendor_id:HygonGenuine", "HygonGenuine"),
+        ("model name\t: made by vendor_id of AuthenticAMD\n", None),
+        ("processor\t: 0\nCPU implementer\t: 0x41\n", None),
+        ("vendor_id\t:\n", None),
+        ("vendor_id", None),
+        ("", None),
+        ("\udcff\udcfe\nvendor_id\t: AuthenticAMD\n", AMD),
+    ],
+)
+def test_who_made_a_processor(tmp_path: Path, content: str, found: str | None) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_bytes(content.encode(errors="surrogateescape"))
+    assert maker(file) == found
+
+
+def test_nobody_made_it_where_there_is_no_such_file(tmp_path: Path) -> None:
+    assert maker(tmp_path / "cpuinfo") is None
+    assert maker(tmp_path) is None

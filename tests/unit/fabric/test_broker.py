@@ -20,6 +20,7 @@ from awfulowl.fabric import broker as broker_module
 from awfulowl.fabric.base import OWNER
 from awfulowl.fabric.broker import Broker, BrokerConfig
 from awfulowl.fabric.identity import Identity
+from awfulowl.files import remove_orphans
 from tests.loops import run
 
 pytestmark = pytest.mark.usefixtures("needs_broker")
@@ -364,5 +365,6 @@ def test_it_dies_with_the_process_that_started_it() -> None:
         parent.communicate()
     while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
         time.sleep(0.01)
-    (Path(folder) / "broker.json").unlink()
-    Path(folder).rmdir()
+    assert (Path(folder) / "broker.json").exists()
+    remove_orphans()
+    assert not Path(folder).exists()

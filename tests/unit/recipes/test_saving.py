@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from awfulowl.errors import CheckpointError, InputError
 from awfulowl.files import write_whole
-from awfulowl.owner.checkpoint import VERSION, Facts, write_checkpoint
+from awfulowl.owner.checkpoint import Facts, write_checkpoint
 from awfulowl.recipes.loop import Evaluation, Progress
 from awfulowl.recipes.recipe import BUILT_IN, Recipe, changed
 from awfulowl.recipes.saving import Extra, Home, extra_of, read
@@ -25,11 +25,11 @@ def written(
 ) -> Path:
     progress = Progress(losses=[2.3, 0.1 + 0.2, 1 / 3][:step], evaluations=[Evaluation(2, 0.125)])
     facts = Facts(
-        version=VERSION,
         step=step,
         model=b"digest",
         has_momentum=(),
         adapted={},
+        drift={},
         groups=({"lr": 0.1},),
         random=torch.get_rng_state().numpy().tobytes(),
         extra=extra_of(recipe, data, progress) if extra is None else extra,
