@@ -273,7 +273,8 @@ class Exact(Numbers):
         """
         own, integers = rounded(x, self._numbers)
         if not bool(own.isfinite().all()):
-            raise InputError(f"{self._panel.name}: the inputs are not finite, and integers have no infinity and no NaN")
+            name = self._panel.name or "the model"
+            raise InputError(f"{name}: the inputs are not finite, and integers have no infinity and no NaN")
         return Entered(integers, own)
 
     def split(self, x: Tensor, entropy: Entropy) -> SharedInputs:
@@ -293,7 +294,7 @@ class Exact(Numbers):
     @cached_property
     def _local(self) -> LocalProduct:
         grid = self._panel.grid
-        return LocalProduct(self._weights, grid.kernel, grid.groups, self._numbers)
+        return LocalProduct(self._weights, grid.kernel, grid.groups, self._numbers, self._panel.name)
 
     def here(self, x: Tensor) -> Tensor:
         """Multiply as devices do."""

@@ -42,7 +42,7 @@ def choose(model: nn.Module, found: Survey, example: object, options: Options) -
 
     Raises:
         ModelError: a layer does not fit the integers that are asked for, or none.
-        InputError: `auto` without an example.
+        InputError: `auto` without an example, or what enters a layer is not finite.
     """
     if options.arithmetic == FLOAT32:
         return found
@@ -75,7 +75,7 @@ def _measure(model: nn.Module, found: Survey, example: object, numbers: Integers
     products = {name: made for part in found.parts.values() for name, made in part.products().items()}
     unfit = {layer.product for layer in found.layers if why_unfit(layer, numbers) is not None}
     local = {
-        name: LocalProduct(made.weights, made.kernel, made.groups, numbers)
+        name: LocalProduct(made.weights, made.kernel, made.groups, numbers, name)
         for name, made in products.items()
         if name not in unfit
     }
