@@ -14,18 +14,19 @@ from awfulowl.errors import InputError, ModelError
 
 
 class Rounded:
-    """Weights seen as integers: a view of some floats, rounded where and when it is looked at.
+    """Weights seen as integers: a view of some floats, rounded where and when it is looked at."""
 
-    Raises:
-        ModelError: weights are not finite.
-    """
+    def __init__(self, weight: Tensor, numbers: Integers, name: str = "a layer") -> None:
+        """Look at weights; `name` is the layer's in errors.
 
-    def __init__(self, weight: Tensor, numbers: Integers) -> None:
+        Raises:
+            ModelError: weights are not finite.
+        """
         self._weight = weight
         self._numbers = numbers
         self.steps: Final = steps(weight, numbers)
         if not bool(self.steps.isfinite().all()):
-            raise ModelError("weights are not finite: integers have no infinity and no NaN")
+            raise ModelError(f"{name}: weights are not finite, and integers have no infinity and no NaN")
 
     @property
     def shape(self) -> torch.Size:
@@ -58,9 +59,18 @@ def largest_sum(weights: Sequence[Rounded], numbers: Integers) -> int:
 class LocalProduct:
     """y = W x in integers: rounds the input, multiplies exactly, scales the answer back. Holds integer weights."""
 
-    def __init__(self, weights: Sequence[Tensor], kernel: Kernel, groups: int, numbers: Integers) -> None:
-        """Round weights (outputs, inputs / groups, *size) that are stacked along their outputs."""
-        rounded = [Rounded(weight, numbers) for weight in weights]
+    def __init__(
+        self, weights: Sequence[Tensor | Rounded], kernel: Kernel, groups: int, numbers: Integers, name: str = ""
+    ) -> None:
+        """Round weights (outputs, inputs / groups, *size), stacked along their outputs, as far as they are not yet.
+
+        `name` is the layer's in errors; empty where the model itself is the layer.
+
+        Raises:
+            ModelError: weights are not finite.
+        """
+        self._name = name or "the model"
+        rounded = [one if isinstance(one, Rounded) else Rounded(one, numbers, self._name) for one in weights]
         self._numbers = numbers
         self._kernel = kernel
         self._groups = groups
@@ -89,7 +99,7 @@ class LocalProduct:
     def _multiply(self, x: Tensor) -> Tensor:
         input_steps, integers = rounded(x, self._numbers)
         if not bool(input_steps.isfinite().all()):
-            raise InputError("an input of exact arithmetic is not finite: integers have no infinity and no NaN")
+            raise InputError(f"{self._name}: the inputs are not finite, and integers have no infinity and no NaN")
         y = self._backend.multiply(self._kernel, self._weights, integers, self._groups, self._width)
         out = torch.empty(y.shape, dtype=torch.float32)
         dequantise(y, input_steps, self._steps, out)

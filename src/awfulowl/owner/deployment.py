@@ -43,6 +43,8 @@ class Deployment(Holdings):
         self._loading: dict[tuple[str, CellKey], asyncio.Task[None]] = {}
         self._uses = [0] * len(self.panels)
         self._renewing: set[int] = set()
+        self._held: set[int] = set()
+        """Panels that were taken back, and whose weights are what they were."""
 
     async def start(self, timeout_s: float, progress: Progress | None = None) -> None:
         """Round weights, draw check vectors, wait for the devices, and load every block.
@@ -216,7 +218,10 @@ class Deployment(Holdings):
         await asyncio.sleep(after_s)
         for key in self.ready_on:
             if key[0] not in self.kept and not self._expected(self.assignment.ever(*key), after_s):
-                await self._replace(key)
+                try:
+                    await self._replace(key)
+                except ModelError as error:  # whoever asks for the cell is told, too
+                    self.engine.note("load failed", "", str(error))
         self.engine.changed()
         await asyncio.sleep(self._patience_s - after_s)
         self.engine.changed()
@@ -251,15 +256,16 @@ class Deployment(Holdings):
             self._renewing.discard(number)
 
     def _redrawn(self, number: int) -> AnyCheck:
-        """Draw secrets anew, after a look at one block, chosen at random.
+        """Draw secrets anew, and hold all that they were drawn from to the old ones.
+
+        In this order: what changed before or during the draw is found afterwards, and what changes later is in neither.
 
         Raises:
             ModelError: the weights changed since they were scattered.
         """
-        cells = self.panels[number].cells
-        cell = cells[self.engine.entropy.below(len(cells))]
-        self.matrices(number, cell.lane, cell.rows, [cell.column])
-        return self.new_check(number)
+        drawn = self.new_check(number)
+        self.numbers[number].hold(self.checks[number])
+        return drawn
 
     def steady(self, number: int) -> AbstractAsyncContextManager[None]:
         """Return what keeps the weights of a panel where they are while a product is under way."""
@@ -277,6 +283,13 @@ class Deployment(Holdings):
         return numbers.largest_weight() if isinstance(numbers, Floats) else math.inf
 
     def multiply_here(self, number: int, x: Tensor, outputs: Outputs) -> Tensor:
-        """Return the product of a panel that the owner took back."""
+        """Return the product of a panel that the owner took back, of the weights that devices had.
+
+        Raises:
+            ModelError: the weights changed since they were scattered, and before they were multiplied here first.
+        """
+        if number not in self._held:
+            self.numbers[number].hold(self.checks[number])
+            self._held.add(number)
         grid, y = self.panels[number].grid, self.numbers[number].here(x)
         return torch.cat([y[:, grid.rows[row].start : grid.rows[row].stop] for row in outputs.rows], dim=1)

@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 from torch import Tensor
 
-from awfulowl.errors import LocalError, PeerError, RefusedError
+from awfulowl.errors import LocalError, ModelError, PeerError, RefusedError
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.layout import Layouts
 from awfulowl.owner.loading import CellKey, Meter, in_sheets, rows_of, stack
@@ -109,7 +109,7 @@ class Holdings:
             async with self._loads:
                 try:
                     await self._load(peer, number, cells)
-                except PeerError as error:
+                except (PeerError, ModelError) as error:  # of the model: other panels are loaded all the same
                     self._load_failed(peer, error)
                 else:
                     self._failures.pop(peer.name, None)
@@ -124,7 +124,7 @@ class Holdings:
         finally:
             self.coming.subtract(missing)
 
-    def _load_failed(self, peer: Peer, error: PeerError) -> None:
+    def _load_failed(self, peer: Peer, error: PeerError | ModelError) -> None:
         """Try again later, as long as the device is there, each time after twice as long."""
         self.engine.note("load failed", peer.name, str(error))
         if peer.alive and peer.name not in self._retrying:

@@ -1,5 +1,6 @@
 """The arithmetic of one panel at the owner: what devices hold and get of it, and what their answers amount to."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -55,6 +56,14 @@ class Numbers(ABC):
     @abstractmethod
     def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> AnyCheck:
         """Draw secrets to check answers with."""
+
+    @abstractmethod
+    def hold(self, check: AnyCheck) -> None:
+        """Hold all weights, as they are now, to a check.
+
+        Raises:
+            ModelError: they are not those that it was made for.
+        """
 
     @abstractmethod
     def matrices(self, check: AnyCheck, lane: int, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
@@ -121,10 +130,15 @@ class Floats(Numbers):
         self._panel = panel
         self._weights = weights
         self._sharing = sharing
+        self._largest: Final = max((_largest(weight) for weight in weights), default=math.inf)
 
     def new_check(self, entropy: Entropy, apart: Iterable[Collection[int]]) -> AnyCheck:
         """Draw secrets for a check up to rounding."""
         return Check(self._weights, self._panel.grid, entropy, apart=apart)
+
+    def hold(self, check: AnyCheck) -> None:
+        """Hold the floats to it, to their last bits."""
+        _require(self._panel, _holds(check).matches_whole(self._weights))
 
     def matrices(self, check: AnyCheck, lane: int, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
         """Return the blocks."""
@@ -174,8 +188,8 @@ class Floats(Numbers):
         return torch.cat([product(grid.kernel, weight.float(), x, grid.groups) for weight in self._weights], dim=1)
 
     def largest_weight(self) -> float:
-        """Return the largest absolute weight."""
-        return max(float(weight.abs().max()) for weight in self._weights)
+        """Return the largest absolute weight that devices have, whatever became of those here."""
+        return self._largest
 
 
 class Exact(Numbers):
@@ -205,6 +219,10 @@ class Exact(Numbers):
         return ExactCheck(
             self._rounded, self._panel.grid, entropy, numbers=self._numbers, bound=self._bound, apart=apart
         )
+
+    def hold(self, check: AnyCheck) -> None:
+        """Hold the integers to it: floats that round to the same ones are the same."""
+        _require(self._panel, _holds(check).matches_whole(self._rounded))
 
     def matrices(self, check: AnyCheck, lane: int, rows: Sequence[int], columns: Sequence[int]) -> list[Tensor]:
         """Return the integers of the blocks, or a lane's shares of them."""
@@ -273,7 +291,8 @@ class Exact(Numbers):
         """
         own, integers = rounded(x, self._numbers)
         if not bool(own.isfinite().all()):
-            raise InputError(f"{self._panel.name}: the inputs are not finite, and integers have no infinity and no NaN")
+            name = self._panel.name or "the model"
+            raise InputError(f"{name}: the inputs are not finite, and integers have no infinity and no NaN")
         return Entered(integers, own)
 
     def split(self, x: Tensor, entropy: Entropy) -> SharedInputs:
@@ -293,7 +312,7 @@ class Exact(Numbers):
     @cached_property
     def _local(self) -> LocalProduct:
         grid = self._panel.grid
-        return LocalProduct(self._weights, grid.kernel, grid.groups, self._numbers)
+        return LocalProduct(self._rounded, grid.kernel, grid.groups, self._numbers, self._panel.name)
 
     def here(self, x: Tensor) -> Tensor:
         """Multiply as devices do."""
@@ -320,14 +339,24 @@ class Exact(Numbers):
         return answers
 
 
+def _largest(weight: Tensor) -> float:
+    least, most = torch.aminmax(weight)
+    return max(-float(least), float(most))
+
+
 def _whole(blocks: Sequence[Tensor | Seeded], across: int) -> Tensor:
     return tiled(blocks, across, expanded)
 
 
 def _verified(panel: Panel, check: AnyCheck, block: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-    if not _holds(check).matches(block, rows=rows, columns=columns):
-        raise ModelError(f"{panel.name}: the weights changed since they were scattered; scatter the model again")
+    _require(panel, _holds(check).matches(block, rows=rows, columns=columns))
     return block
+
+
+def _require(panel: Panel, unchanged: bool) -> None:
+    if not unchanged:
+        name = panel.name or "the model"
+        raise ModelError(f"{name}: the weights changed since they were scattered; scatter the model again")
 
 
 def _holds(check: AnyCheck) -> Check | ExactCheck:

@@ -275,12 +275,12 @@ class Product:
         """
         if not isinstance(self._numbers, Floats):
             return
-        largest = float(x.abs().max())
+        name, largest = self._panel.name or "the model", float(x.abs().max())
         if not math.isfinite(largest):
-            raise InputError(f"{self._panel.name}: the inputs are not finite, so no product can be checked")
+            raise InputError(f"{name}: the inputs are not finite, so no product can be checked")
         bound = largest * self._grid.inputs * math.prod(self._grid.size) * self._deployment.largest_weight(self._number)
         if bound > torch.finfo(torch.float32).max:
-            raise InputError(f"{self._panel.name}: inputs of {largest:.1e} may lead out of the range of float32")
+            raise InputError(f"{name}: inputs of {largest:.1e} may lead out of the range of float32")
 
     async def _cover(self, cells: Iterable[int], batch: Batch, avoid: frozenset[str]) -> list[Piece]:
         """Get these cells done by devices other than `avoid`, as far as there are others."""

@@ -1,7 +1,7 @@
 """Which integers a layer is multiplied in, and what they cost: bounds are proved, errors are measured."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from torch import nn
@@ -16,6 +16,9 @@ from awfulowl.placement.survey import Survey, errors
 from awfulowl.verification.exact import secret_bits
 
 _NARROWEST_FIRST: Final = ("int8", "int16")
+
+_MOST_NAMED: Final = 8
+"""Layers in one note."""
 
 
 def why_unfit(layer: Layer, numbers: Integers) -> str | None:
@@ -42,7 +45,7 @@ def choose(model: nn.Module, found: Survey, example: object, options: Options) -
 
     Raises:
         ModelError: a layer does not fit the integers that are asked for, or none.
-        InputError: `auto` without an example.
+        InputError: `auto` without an example, or what enters a layer is not finite.
     """
     if options.arithmetic == FLOAT32:
         return found
@@ -50,7 +53,21 @@ def choose(model: nn.Module, found: Survey, example: object, options: Options) -
         raise InputError("arithmetic 'auto' measures errors on an example: give one, or choose 'int8' or 'int16'")
     names = _NARROWEST_FIRST if options.arithmetic == AUTO else (options.arithmetic,)
     measured = {name: _measure(model, found, example, INTEGERS[name]) for name in names}
-    return found._replace(layers=tuple(_chosen(layer, names, measured, options) for layer in found.layers))
+    layers = tuple(_chosen(layer, names, measured, options) for layer in found.layers)
+    return found._replace(layers=layers, notes=(*found.notes, *_above_budget(layers, options)))
+
+
+def _above_budget(layers: Iterable[Layer], options: Options) -> Iterator[str]:
+    """Say which layers `auto` found no integers for that are within the budget."""
+    above = [
+        f"{layer.product or 'the model'} ({layer.arithmetic}, error {layer.error:.2g})"
+        for layer in layers
+        if layer.error is not None and layer.error > options.error_budget
+    ]
+    if above and options.arithmetic == AUTO:
+        more = [f"{len(above) - _MOST_NAMED} more"] if len(above) > _MOST_NAMED else []
+        named = ", ".join([*above[:_MOST_NAMED], *more])
+        yield f"no integers are within the error budget of {options.error_budget:g} for {named}"
 
 
 def _chosen(
@@ -75,7 +92,7 @@ def _measure(model: nn.Module, found: Survey, example: object, numbers: Integers
     products = {name: made for part in found.parts.values() for name, made in part.products().items()}
     unfit = {layer.product for layer in found.layers if why_unfit(layer, numbers) is not None}
     local = {
-        name: LocalProduct(made.weights, made.kernel, made.groups, numbers)
+        name: LocalProduct(made.weights, made.kernel, made.groups, numbers, name)
         for name, made in products.items()
         if name not in unfit
     }

@@ -24,8 +24,8 @@ def twin(model: nn.Module, plan: Plan) -> nn.Module:
     parts = parts_of(model, plan)
     products = {name: made for part in parts.values() for name, made in part.products().items()}
     exact = {name: found for name, found in numbers.items() if found is not None}
-    return with_products(model, parts, {name: _local(products[name], exact[name]) for name in products})
+    return with_products(model, parts, {name: _local(name, made, exact[name]) for name, made in products.items()})
 
 
-def _local(made: Product, numbers: Integers) -> LocalProduct:
-    return LocalProduct(made.weights, made.kernel, made.groups, numbers)
+def _local(name: str, made: Product, numbers: Integers) -> LocalProduct:
+    return LocalProduct(made.weights, made.kernel, made.groups, numbers, name)

@@ -2,7 +2,8 @@
 
 A sharing has *lanes*. Each is given matrices made of the weights and vectors made of an input, and answers the sum of
 their products; the sum of all lanes' answers is W x, in the ring Z_2^b of the arithmetic. The lanes of a column go to
-different domains for ever: what is proved holds for a domain with one lane, and for nobody who has two.
+different domains for ever: what is proved holds for a domain with one lane, and for nobody who has two, or who sees
+what others are sent (`shares`).
 
 Not yet: codes that stand several colluders, or lanes that are gone or lie (Shamir, Lagrange). They need a coefficient
 for each answer, and more lanes than suffice.
@@ -128,7 +129,8 @@ class SharedWeights:
 
     A random share of a block has a seed, derived from the key, its number and the block's place, so whoever takes a
     lane over later is given the very numbers that its predecessor had, and who has the seeds of a block can make
-    nothing of the others.
+    nothing of the others. So these have to be shares of one weight: a key is for what was scattered, and for nothing
+    that became of it.
     """
 
     def __init__(self, sharing: Sharing, ring: torch.dtype, entropy: Entropy) -> None:

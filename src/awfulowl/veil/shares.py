@@ -4,15 +4,19 @@ Both are additive secret sharing (Ito, Saito, Nishizeki, "Secret sharing scheme 
 structure", 1987) in Z_2^b. Rungs S3 and, for replicated shares, S2 of the papers' ladder: they answer stream
 hijacking (P3) and, with weights, possession (P1, P2).
 
-**Lemma** (one-time pad; Shannon 1949). If u is uniform in Z_2^b and independent of x, then x - u is uniform and
-independent of x: for each v there is exactly one u with x - u = v. So of k shares u_1, ..., u_(k-1), x - Σ u_i
-any k - 1 are uniform and independent of x: each set misses one, and it is the pad of the rest.
+**Lemma** (one-time pad; Shannon 1949). Let x be part of z. If u is uniform in Z_2^b and independent of z, then x - u is
+uniform and independent of z: for each z and v there is exactly one u with x - u = v. So of k shares u_1, ..., u_(k-1),
+x - Σ u_i any k - 1 are uniform and independent of z: each set misses one, and it is the pad of the rest.
 
-**Assumptions.** Domains do not pool what they get, beyond the threshold. Random shares are keystreams of AES-256: those
-of vectors under fresh keys from the operating system's generator, never used twice; those of weights under keys that
-keyed BLAKE2b derives for each block and share from one such key, so that whoever takes over from a device gets what it
-had. "Uniform" holds against whoever can break neither. The owner's guard (`base.SharedInputs`) and the placement keep
-two lanes of a column out of one domain, over the whole history, whether shares travel as numbers or as seeds.
+**Assumptions.** Domains do not pool what they get, beyond the threshold. Channels are private: each domain gets what is
+sent to it and no more. Whoever runs the broker, or listens where there is no TLS, sees all lanes; frames that are
+sealed (`fabric.sealed`) give private channels, and so do TLS and a broker of one's own. Random shares are keystreams of
+AES-256: those of vectors under fresh keys from the operating system's generator, never used twice; those of weights
+under keys that keyed BLAKE2b derives for each block and share from one such key, so that whoever takes over from a
+device gets what it had. Under that key one weight is shared and no other: of two, a lane's W - u and W' - u would show
+W' - W, so the owner sends no block that is not of the weights that were scattered (`owner.numbers`). "Uniform" holds
+against whoever can break neither. The owner's guard (`base.SharedInputs`) and the placement keep two lanes of a column
+out of one domain, over the whole history, whether shares travel as numbers or as seeds.
 
 **Not hidden**: shapes, how many vectors there are and when, which layer a block belongs to (by its traffic), which
 arithmetic is used; whether an answer was accepted, as far as behaviour shows it. Activations between layers are at the
@@ -30,8 +34,9 @@ MOST_SHARES = 8
 class InputShares(Sharing):
     """k additive shares of each input to k domains that all hold the weights.
 
-    **Theorem.** Any k - 1 domains learn nothing of the inputs. **Proof.** They have k - 1 of k shares: by the
-    lemma, uniform and independent of x. What they compute is made of that and of W, which is independent of x.
+    **Theorem.** Any k - 1 domains learn nothing of the inputs, beyond what W says of them. **Proof.** They have W and
+    k - 1 of k shares of x: by the lemma, for z = (x, W), uniform and independent of (x, W). What they compute is made
+    of these.
 
     With one domain to each lane, a coalition with a share f of many domains sees f^k of the inputs, but holds
     1 - (1 - f)^k of the weights.
@@ -67,9 +72,9 @@ class Replicated(Sharing):
     two, W_1 + W_2 = W - W_0 and W_2.
 
     **Theorem.** One domain learns nothing of weights, inputs and outputs. **Proof.** It holds at most two of three
-    shares of W, or their sum, and the same of x: by the lemma all uniform, and independent of W and of x. Its answer
-    is made of these. Of outputs it sees no other part. Any two domains have all three shares of both, so they learn
-    everything: a coalition with a share f of many domains sees and holds 3 f² - 2 f³.
+    shares of W, or their sum, and the same of x: by the lemma, for z = (x, W), all uniform and independent of (x, W).
+    Its answer is made of these. Of outputs it sees no other part. Any two domains have all three shares of both, so
+    they learn everything: a coalition with a share f of many domains sees and holds 3 f² - 2 f³.
 
     **Fewest bytes.** Seeds say nothing of W. If all that depends on W were at one domain, the others' answers would not
     depend on it either, and that domain would have to multiply W by all of x. So two whole copies of W are the least.

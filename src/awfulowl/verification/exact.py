@@ -199,6 +199,10 @@ class ExactCheck:
             return False
         return torch.equal(project(r, rectangle, groups, (1,))[0], s)
 
+    def matches_whole(self, weights: Sequence[Rows]) -> bool:
+        """Say the same of all weights, stacked as the check got them; some rows at a time are looked at."""
+        return torch.equal(self._sums.of(weights)[0], self._sums.whole[0])
+
 
 class ExactExpectation:
     """What an answer to known inputs is held to; made by `ExactCheck.expect`."""

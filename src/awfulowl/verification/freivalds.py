@@ -71,7 +71,7 @@ from awfulowl.randomness import Entropy
 from awfulowl.verification.rounding import variance
 from awfulowl.verification.sums import Expected, compare, expect, judge
 from awfulowl.verification.unrolled import First, unroll
-from awfulowl.verification.vectors import Keeping, Vectors, project
+from awfulowl.verification.vectors import Keeping, Rows, Vectors, project
 
 VECTORS: Final = 3
 Z: Final = 10.0
@@ -182,7 +182,7 @@ class Check:
 
     def _are_unchanged(self) -> bool:
         """Say whether the weights are still those that were scattered: devices have those."""
-        return self.matches(self._weights[0] if len(self._weights) == 1 else torch.cat(list(self._weights)))
+        return self.matches_whole(self._weights)
 
     def tolerance(
         self, x: Tensor, y: Tensor, *, columns: Sequence[int] | None = None, rows: Sequence[int] | None = None
@@ -219,10 +219,11 @@ class Check:
         outputs, inputs = secrets.r.shape[1], secrets.s.shape[-1]
         if tuple(rectangle.shape) != (outputs, inputs // groups, *self.grid.size):
             return False
-        s, v = project(secrets.r, rectangle, groups)
-        # Both sums err by at most outputs u |r| |W| <= u outputs^1.5 v^.5, u = 2^-53 (Higham 2002, 3.1).
-        allowed = 2 * 2.0**-52 * (outputs + 2) ** 1.5 * v.sqrt()
-        return bool(allowed.isfinite().all() and ((s - secrets.s).abs() <= allowed).all())
+        return _agree(secrets, *project(secrets.r, rectangle, groups))
+
+    def matches_whole(self, weights: Sequence[Rows]) -> bool:
+        """Say the same of all weights, stacked as the check got them; some rows at a time are looked at."""
+        return _agree(self._keeping.select(None, None), *self._keeping.of(weights))
 
     def _terms(self, columns: Sequence[int] | None) -> int:
         """Return how many products an output is the sum of."""
@@ -230,6 +231,13 @@ class Check:
         if columns is not None:
             inputs = min(inputs, sum(self.grid.columns[column].span.size for column in columns))
         return inputs * prod(self.grid.size)
+
+
+def _agree(secrets: Vectors, s: Tensor, v: Tensor) -> bool:
+    """Say whether s is that of the secrets, up to the rounding of the two sums over weights that v is of."""
+    # Both err by at most outputs u |r| |W| <= u outputs^1.5 v^.5, u = 2^-53 (Higham 2002, 3.1).
+    allowed = 2 * 2.0**-52 * (secrets.r.shape[1] + 2) ** 1.5 * v.sqrt()
+    return bool(allowed.isfinite().all() and ((s - secrets.s).abs() <= allowed).all())
 
 
 class Expectation:

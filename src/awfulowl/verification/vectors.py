@@ -77,6 +77,10 @@ class Projections:
         self._parts = [self._add_up(weights, rows) for rows in together(len(grid.rows), apart)]
         self.whole = self._whole()
 
+    def of(self, weights: Sequence[Rows]) -> tuple[Tensor, ...]:
+        """Return the sums over all rows of these weights, under the same r, in one pass that keeps nothing of them."""
+        return self._sum([self._add_up(weights, part.rows) for part in self._parts]).sums
+
     def replace(self, change: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]) -> None:
         """Keep other sums in place of these."""
         self._parts = [_Part(part.rows, part.inputs, change(part.sums)) for part in self._parts]
@@ -177,6 +181,11 @@ class Keeping:
         if rows is None and columns is None:
             return self._whole
         return self._vectors(*self._sums.select(rows, columns))
+
+    def of(self, weights: Sequence[Rows]) -> tuple[Tensor, Tensor]:
+        """Return s and v of all rows of these weights, under the same r, as `project` does."""
+        s, v = self._sums.of(weights)
+        return s, v
 
     def _vectors(self, r: Tensor, sums: tuple[Tensor, ...]) -> Vectors:
         s, v = sums

@@ -1,5 +1,6 @@
 """What all checks promise: right answers pass, wrong ones do not, sample by sample and part by part."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from awfulowl.errors import InputError
 from awfulowl.randomness import Entropy
 from awfulowl.verification import sums
 from awfulowl.verification.exact import ExactCheck
+from awfulowl.verification.freivalds import Check
 from awfulowl.verification.training import TrainingCheck
 from tests.contract.verification.cases import KINDS, MOVING, Case, Numbers, cases, in_numbers, parts
 from tests.unit.verification.shapes import Layer, convolution, dense
@@ -274,6 +276,56 @@ def test_a_stack_of_weights_is_checked_as_one(layer: Layer, numbers: Numbers) ->
     wrong = grossly_wrong(case.y, [1])
     assert stacked.accepts(case.x, wrong).tolist() == whole.accepts(case.x, wrong).tolist()
     assert case.matches(stacked, case.weights)
+
+
+@kinds_that_stay
+@shapes
+@pytest.mark.parametrize("apart", [None, [(0, 1)], []])
+def test_one_of_all_weights_that_changed_shows(layer: Layer, numbers: Numbers, apart: Any) -> None:
+    """In whichever of several tensors it is; weights that change places do, too."""
+    case = in_numbers(layer, numbers)
+    check = case.check(apart=apart)
+    assert isinstance(check, Check | ExactCheck)
+    for stack in ([case.weights], [case.weights[:1], case.weights[1:5], case.weights[5:]]):
+        assert check.matches_whole(stack)
+        for member, position in product(range(len(stack)), (0, -1)):
+            changed = [weight.clone() for weight in stack]
+            changed[member].view(-1)[position] += 1
+            assert not check.matches_whole(changed)
+    assert not check.matches_whole([case.weights.roll(1, dims=0)])
+    assert not check.matches_whole([case.weights.roll(1, dims=1)])
+
+
+@kinds_that_stay
+@some
+@given(data=st.data())
+def test_all_weights_match_as_they_do_at_once(numbers: Numbers, data: st.DataObject) -> None:
+    case = data.draw(cases(numbers))
+    check, position = case.check(), data.draw(st.integers(0, case.weights.numel() - 1))
+    assert isinstance(check, Check | ExactCheck)
+    assert check.matches_whole([case.weights])
+    changed = case.weights.clone()
+    changed.view(-1)[position] += 1
+    assert check.matches_whole([changed]) == check.matches(changed)
+
+
+@kinds_that_stay
+def test_all_weights_are_looked_at_a_row_at_a_time(numbers: Numbers) -> None:
+    case = in_numbers(dense(64, 20, block=16), numbers)
+    seen: list[tuple[int, int]] = []
+
+    class Looked:
+        def __len__(self) -> int:
+            return 64
+
+        def __getitem__(self, rows: slice) -> Tensor:
+            seen.append((rows.start, rows.stop))
+            return case.weights[rows]
+
+    check = case.check(apart=[])
+    assert isinstance(check, Check | ExactCheck)
+    assert check.matches_whole([Looked()])
+    assert sorted(seen) == [(0, 16), (16, 32), (32, 48), (48, 64)]
 
 
 @kinds

@@ -121,6 +121,28 @@ def test_weights_have_to_be_finite(numbers: Integers, value: float) -> None:
         local(layer, numbers)
 
 
+@pytest.mark.parametrize(("given", "said"), [(("first/q",), "first/q"), (("",), "the model"), ((), "the model")])
+def test_errors_name_the_layer(given: tuple[str, ...], said: str) -> None:
+    weight, numbers = torch.ones(2, 3), INTEGERS["int8"]
+    with pytest.raises(InputError, match=f"^{said}: the inputs are not finite, and integers have no infinity"):
+        LocalProduct([weight], Dense(), 1, numbers, *given)(torch.tensor([[1.0, math.nan, 2.0]]))
+    weight[1, 1] = math.inf
+    with pytest.raises(ModelError, match=f"^{said}: weights are not finite, and integers have no infinity"):
+        LocalProduct([weight], Dense(), 1, numbers, *given)
+
+
+@each
+def test_weights_that_are_rounded_already_stay_as_they_are_rounded(numbers: Integers) -> None:
+    integers = torch.randint(-numbers.largest + 1, numbers.largest, (5, 7)).float()
+    integers[:, 2] = numbers.largest
+    weight, x = integers / numbers.largest, torch.randn(4, 7)
+    rounded, before = Rounded(weight, numbers), LocalProduct([weight], Dense(), 1, numbers)(x)
+    weight.sub_(0.4 / numbers.largest)
+    assert torch.equal(rounded[slice(None)].float(), integers)
+    assert torch.equal(LocalProduct([rounded], Dense(), 1, numbers)(x), before)
+    assert not torch.equal(LocalProduct([weight], Dense(), 1, numbers)(x), before)
+
+
 @each
 def test_weights_of_zero_give_zeros(numbers: Integers) -> None:
     layer = dense(5, 7)._replace(weights=torch.zeros(5, 7))

@@ -44,6 +44,16 @@ def test_the_limit_of_auto_is_part_of_its_name(owl: Owl) -> None:
     assert chosen == [{"int8"}, {"int16"}]
 
 
+@pytest.mark.parametrize("command", ["inspect", "plan"])
+def test_a_limit_that_is_not_kept_is_said(owl: Owl, command: str) -> None:
+    said = "no integers are within the error budget of 1e-09 for layers.0 (int16, error "
+    for word, is_said in (("auto:1e-9", True), ("auto:0.5", False), ("int8", False)):
+        arguments = (command, "mlp:32-16-8", "--arithmetic", word)
+        notes = owl(*arguments, "--json", "-").json["plan"]["notes"]
+        assert any(note.startswith(said) for note in notes) == is_said
+        assert (said in owl(*arguments).out) == is_said
+
+
 def test_integers_take_fewer_bytes_than_floats(owl: Owl) -> None:
     traffic = [
         owl("inspect", "digits", "--arithmetic", arithmetic, "--json", "-").json["bytes_per_sample"]

@@ -244,6 +244,60 @@ def test_a_budget_that_nothing_meets_gives_the_widest() -> None:
     assert {layer.arithmetic for layer in chosen.layers} == {"int16"}
 
 
+def test_layers_above_the_budget_are_named_in_one_note() -> None:
+    model, x = with_outliers()
+    wide = expected_errors(model, x, INT16.largest)
+    found = survey(model, x)
+    between = sum(sorted(wide.values())[:2]) / 2
+    above = [name for name, error in wide.items() if error > between]
+    assert len(above) == 2
+    for budget, names in ((0.5, []), (between, above), (1e-12, list(wide))):
+        chosen = choose(model, found, x, Options(arithmetic="auto", error_budget=budget))
+        named = ", ".join(f"{name} (int16, error {wide[name]:.2g})" for name in names)
+        wanted = [f"no integers are within the error budget of {budget:g} for {named}"] if names else []
+        assert [*chosen.notes] == [*found.notes, *wanted]
+    plan = planned(nn.Linear(16, 4), x, arithmetic="auto:1e-9")
+    assert any("of 1e-09 for the model (int16, error " in note for note in plan.notes)
+
+
+def test_what_was_asked_for_or_cannot_be_measured_has_no_note() -> None:
+    model, x = with_outliers()
+    asked = choose(model, survey(model, x), x, Options(arithmetic="int8", error_budget=1e-12))
+    kept = choose(model, survey(model, x), x, Options(arithmetic="auto", error_budget=1e-12, keep=("0", "2", "3")))
+    assert [*asked.notes, *kept.notes] == []
+
+
+def test_many_layers_above_the_budget_are_counted() -> None:
+    model = nn.Sequential(*[nn.Linear(6, 6) for _ in range(11)])
+    plan = planned(model, torch.randn(4, 6), arithmetic="auto:1e-9")
+    (note,) = (note for note in plan.notes if "budget" in note)
+    assert note.count("int16") == 8
+    assert note.endswith(", 3 more")
+
+
+@pytest.mark.parametrize("arithmetic", ["int8", "int16", "auto"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_example_that_is_not_finite_is_refused_by_the_layer_that_it_enters(arithmetic: str, value: float) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)), torch.randn(3, 8)
+    with pytest.raises(InputError, match=r"^2: the inputs are not finite, and integers have no infinity and no NaN$"):
+        planned(nn.Sequential(model[0], Poison(value), model[2]), x, arithmetic=arithmetic)
+    x[1, 3] = value
+    for module, name in ((model, "0"), (model[0], "the model")):
+        with pytest.raises(InputError, match=rf"^{name}: the inputs are not finite"):
+            planned(module, x, arithmetic=arithmetic)
+
+
+class Poison(nn.Module):
+    """Puts a number where another was."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_fill(1, torch.tensor([2]), self.value)
+
+
 def test_automatic_choice_needs_an_example() -> None:
     with pytest.raises(
         InputError, match=r"'auto' measures errors on an example: give one, or choose 'int8' or 'int16'"

@@ -407,10 +407,12 @@ def test_weights_that_were_trained_on_are_another_twin_of_the_same_plan() -> Non
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_inputs_that_are_not_finite_are_refused(value: float) -> None:
-    model, x = nn.Linear(8, 4), torch.randn(3, 8)
+    """By the name of the layer that they enter."""
+    model, x = nn.Sequential(nn.Identity(), nn.Linear(8, 4)), torch.randn(3, 8)
     x[1, 2] = value
-    with torch.no_grad(), pytest.raises(InputError, match="not finite"):
-        planned(model, "int8").twin(model)(x)
+    for module, name in ((model, "1"), (model[1], "the model")):
+        with torch.no_grad(), pytest.raises(InputError, match=rf"^{name}: the inputs are not finite"):
+            planned(module, "int8").twin(module)(x)
 
 
 def test_no_inputs_have_no_outputs() -> None:
