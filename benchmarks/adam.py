@@ -43,7 +43,7 @@ from awfulowl.owner.policy import Policy
 from awfulowl.results import wilson
 from awfulowl.verification.reworking import Reworked, gradient_of
 from benchmarks.serving import spread
-from benchmarks.training_checks import CONVOLUTION, DENSE, Device, Shape, constant, falling
+from benchmarks.training_lies import CONVOLUTION, DENSE, Device, Shape, constant, falling
 
 REBUILT_EVERY: Final = 250
 RATE: Final = 1e-3
