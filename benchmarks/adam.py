@@ -47,7 +47,7 @@ from awfulowl.results import wilson
 from awfulowl.verification.reworking import Reworked, gradient_of
 from benchmarks.claims import Claim, verdict
 from benchmarks.serving import spread
-from benchmarks.training_checks import CONVOLUTION, DENSE, REQUIRED, Device, Shape, constant, falling
+from benchmarks.training_lies import CONVOLUTION, DENSE, REQUIRED, Device, Shape, constant, falling
 
 REBUILT_EVERY: Final = 250
 RATE: Final = 1e-3

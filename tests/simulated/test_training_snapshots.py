@@ -58,6 +58,19 @@ def test_when_weights_went_far() -> None:
         pair.agree()
 
 
+def test_when_devices_may_have_strayed_far() -> None:
+    """Two panels, every ten steps: sooner it would be no better."""
+    with training(2, Policy(snapshot_drift=1e-12), momentum=0.9) as pair:
+        pair.step(9)
+        assert pair.fleet.statistics["snapshots"] == 0
+        pair.step(3)
+        assert pair.fleet.statistics["snapshots"] == 2
+        assert [len(history.log) for history in deployment(pair).histories] == [2, 2]
+        pair.step(8)
+        assert pair.fleet.statistics["snapshots"] == 4
+        pair.agree()
+
+
 def test_after_many_failed_checks() -> None:
     with training(5, Policy(snapshot_failures=2)) as pair:
         for name in ("d2", "d4"):

@@ -12,6 +12,7 @@ from awfulowl.limits import MIB
 from awfulowl.owner.auditing import audited
 from awfulowl.owner.gather import fetch_panel
 from awfulowl.owner.peer import Peer
+from awfulowl.owner.policy import Policy
 from awfulowl.verification.training import TrainingCheck
 from awfulowl.wire.messages import Commit
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 _LEAST_LOG: Final = 32 * MIB
 """Less is replayed in no time, and not worth the requests of a snapshot."""
 
+_LEAST_STEPS: Final = 10
+"""Where fewer take the drift beyond what the policy wants, it is the rounding of a few steps, and stays."""
+
 
 def due(training: "TrainedDeployment") -> list[int]:
     """Return the panels that a snapshot should be taken of, most bytes of log for a byte of state first."""
@@ -28,10 +32,9 @@ def due(training: "TrainedDeployment") -> list[int]:
     due = [
         number
         for number, history in enumerate(training.histories)
-        if len(history.log) >= policy.snapshot_after
-        or history.failures >= policy.snapshot_failures
+        if history.failures >= policy.snapshot_failures
         or history.log_bytes > max(_LEAST_LOG, policy.snapshot_log * training.state(number).state_bytes)
-        or (history.log and training.check(number).stretched > policy.snapshot_stretch)
+        or (history.log and worn(training.check(number), len(history.log), policy))
     ]
     sizes = {number: history.log_bytes for number, history in enumerate(training.histories) if number not in due}
     if sum(sizes.values()) > policy.log_bytes:
@@ -40,6 +43,15 @@ def due(training: "TrainedDeployment") -> list[int]:
             due.append(by_gain.pop())
             del sizes[due[-1]]
     return due
+
+
+def worn(check: TrainingCheck, steps: int, policy: Policy) -> bool:
+    """Say whether secrets should be drawn anew, so many steps after they were, by what has become of the weights."""
+    return (
+        steps >= policy.snapshot_after
+        or check.stretched > policy.snapshot_stretch
+        or (steps >= _LEAST_STEPS and check.drift > policy.snapshot_drift)
+    )
 
 
 async def take(training: "TrainedDeployment", number: int) -> list[Tensor]:

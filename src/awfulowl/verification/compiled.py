@@ -32,8 +32,8 @@ def _call_all() -> None:
     measure(secrets, some, some)
     judge(secrets, some, some, secrets, some, 1.0, Bounds(1.0, 1.0, 0.0, 0.0, 2.0))
     correlate(secrets, some, some, some)
-    sizes = secrets, secrets, secrets.expand(3, 1, 1), secrets.expand(2, 1, 1), secrets, some
-    numbers = (1.0,) * 6, [[[1.0] * 4] * 3, [[1.0] * 5] * 2], (1.0,) * 4
+    sizes = secrets, secrets, secrets.expand(3, 1, 1), secrets.expand(3, 1, 1), secrets, some
+    numbers = (1.0,) * 6, [[[1.0] * 4] * 3, [[1.0] * 6] * 4], (1.0,) * 4
     advance(*numbers, [secrets] * 4, [one.contiguous() for one in sizes], 1)
 
 
@@ -176,10 +176,10 @@ def advance(
 
     Args:
         rule: the six numbers of a step.
-        carrying: matrices (3, 4) for noise and (2, 5) for drag.
+        carrying: matrices (3, 4) for noise and (4, 6) for drag.
         gain: factors of the noise that a step adds, the number of terms in each sum, and the least energy.
         images: those of weights, momentum and gradient, and where the weights started, (*size, parts * k, b) float64.
-        sizes: base, energy, noise (3, ...), drag (2, ...), reach, (*size, parts, b) float64; energy of the gradient's
+        sizes: base, energy, noise (3, ...), drag (3, ...), reach, (*size, parts, b) float64; energy of the gradient's
             sums, float32.
         vectors: independent secret vectors, k.
     """
@@ -187,7 +187,7 @@ def advance(
     if not (_LOOPS.module and _plain(*images, *sizes) and _are_float32(sizes[-1])):
         return None
     width, one = (*base.shape[:-2], base.shape[-2] * vectors, base.shape[-1]), tuple(base.shape)
-    wanted = (one, one, (3, *one), (2, *one), one, one)
+    wanted = (one, one, (3, *one), (3, *one), one, one)
     if any(tuple(image.shape) != width for image in images) or tuple(tuple(size.shape) for size in sizes) != wanted:
         return None
     shape = (-1, weight.shape[-1])

@@ -21,6 +21,23 @@ each column of W (row, for images from the right), in units of κ u² (`verifica
   err alike each time, and may look like a lie.
 - `drag`, an amplitude: each update rounds each number once or a few times. Where nothing happens (a dead input, a
   constant momentum) such a rounding can be the same at every step, so these are added up as if they always were.
+
+Drag is the most that errors add up to, whatever their signs. Errors w of weights and m of the momentum move by
+
+    m <- a m + b w + δ,        w <- (1 + d) w + e m + ε,
+
+with roundings |δ| and |ε| that are bounded by the lengths of what is rounded. Bounds of |w| and |m| by themselves would
+move by the absolute values of these numbers; but with weight decay through the momentum e b < 0 draws w back, and in
+absolute values it drives w away, by 1 + |e| b/(1 - a) a step. So a third bound is carried, of v = w + h m with
+h = e a/(1 - a), which is where w ends when nothing happens to it: a momentum m moves it by e (a + a² + ...) m yet.
+With w = v - h m, and any h' after the step,
+
+    v <- w + h' m = (1 + d + (e + h') b) v + ((e + h') (a - b h) - (1 + d) h) m + (e + h') δ + ε.
+
+Equalities all, so absolute values of these coefficients bound |v|, for any rules and any h, one after the other. The
+first is 1 - |e| b/(1 - a), and the second d h or of the order of b. The bounds shrink where |e| b < (1 - a)²/(2 a).
+|w| is at most what it is by itself, and at most |v| + |h m|, so the smaller of both is taken: the first is tight
+for the first steps, the second later.
 """
 
 import math
@@ -122,7 +139,7 @@ class Side:
         if not bool(self._base.isfinite().all() and self.weight.isfinite().all() and self.momentum.isfinite().all()):
             raise ModelError("weights to be trained are not finite; nothing multiplied with them can be checked")
         self._noise = self._base.new_zeros(3, *self._base.shape)
-        self._drag = self._base.new_zeros(2, *self._base.shape)
+        self._drag, self._lean = self._base.new_zeros(3, *self._base.shape), 0.0
         self._reach = self._length_squared(self.momentum).sqrt()  # what the momentum's columns are at most
 
     def state(self, weight: Tensor) -> None:
@@ -137,7 +154,7 @@ class Side:
             raise ModelError("weights to be trained are not finite; nothing multiplied with them can be checked")
         zero = torch.zeros_like(self._base)
         self._noise = torch.stack([zero, zero, self._noise[2]])
-        self._drag = torch.stack([zero, self._drag[1]])
+        self._drag, self._lean = torch.stack([zero, zero, self._drag[2]]), 0.0
 
     def project(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the image of the sum of some tensors of the panel's shape: (*size, k, b)."""
@@ -179,7 +196,8 @@ class Side:
 
     def move(self, rule: Descent, step: Step) -> None:
         """Follow the weights through a step along a gradient."""
-        found = self._moved(rule, step)
+        carrying, self._lean = _carrying(rule, self._lean), _lean(rule)
+        found = self._moved(rule, step, carrying)
         if found is not None:
             self.weight, self.momentum, self._noise, self._drag, self._reach, energy = found
             self._energy = self.weight, energy
@@ -187,7 +205,7 @@ class Side:
         before, gradient, known = self.weight, step.image, self.energy.sqrt()
         self.weight, self.momentum = rule.moved(before, self.momentum, gradient)
         sizes = self._length_squared(torch.stack([before, self.momentum, gradient]))
-        errors, kept = (torch.tensor(matrix, dtype=torch.float64) for matrix in _carrying(rule))
+        errors, kept = (torch.tensor(matrix, dtype=torch.float64) for matrix in carrying)
         self._noise = _combined(errors, (*self._noise, _gained(step, sizes[2])))
         weight, momentum, along = sizes.sqrt()
         # Three images of a column may all be near 0 by chance; what else is known of its length is not.
@@ -199,14 +217,15 @@ class Side:
                 + abs(rule.momentum_gradient) * along
             )
         momentum = torch.maximum(momentum, self._reach / 8)
-        self._drag = _combined(kept, (*self._drag, weight, momentum, along))
+        alone, by_slow, slow, fast = _combined(kept, (*self._drag, weight, momentum, along))
+        self._drag = torch.stack([torch.minimum(alone, by_slow), slow, fast])
 
-    def _moved(self, rule: Descent, step: Step) -> compiled.Moved | None:
+    def _moved(self, rule: Descent, step: Step, carrying: tuple[Matrix, Matrix]) -> compiled.Moved | None:
         """Do the same in one loop, if there is one, and the energy with it."""
         gain = (step.terms + 3) / 3, _ONE_SIDED * step.terms, float(step.terms), _LEAST
         images = self.weight, self.momentum, step.image, self._start
         sizes = self._base, self.energy, self._noise, self._drag, self._reach, step.energy
-        return compiled.advance(rule.numbers, _carrying(rule), gain, images, sizes, self._vectors)
+        return compiled.advance(rule.numbers, carrying, gain, images, sizes, self._vectors)
 
     def _length_squared(self, image: Tensor) -> Tensor:
         """Estimate Σ_i W_ij² from images of W: (..., k, b) to (..., parts, b)."""
@@ -267,7 +286,7 @@ class Side:
 
     @property
     def _strayed(self) -> tuple[Tensor, Tensor]:
-        return self.strayed, self._noise[2] + self._drag[1].square()
+        return self.strayed, self._noise[2] + self._drag[2].square()
 
     def _chosen(self, image: Tensor, chosen: Sequence[int]) -> Tensor:
         """Return the image of some parts together: (*size, k, b)."""
@@ -302,12 +321,19 @@ def _combined(matrix: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     return (matrix @ torch.stack(list(tensors)).flatten(1)).view(len(matrix), *tensors[0].shape)
 
 
+def _lean(rule: Descent) -> float:
+    """Return h: how far an error of the momentum, divided by itself, still moves the weights under this rule."""
+    a, _, _, _, e, _ = rule.numbers
+    return e * a / (1 - a) if abs(a) < 1 else 0.0
+
+
 @lru_cache(maxsize=16)
-def _carrying(rule: Descent) -> tuple[Matrix, Matrix]:
-    """Return how a step carries along what devices have strayed, by its six numbers alone.
+def _carrying(rule: Descent, lean: float) -> tuple[Matrix, Matrix]:
+    """Return how a step carries along what devices have strayed, by its six numbers and the h before it alone.
 
     The first matrix (3, 4) takes the covariance of errors in weights, in both, and in momentum, and the variance of the
-    gradient's; the second (2, 5) the drag of weights and momentum, and the lengths of weights, momentum and gradient.
+    gradient's. The second (4, 6) takes bounds of |w|, |v| and |m|, and the lengths of weights, momentum and gradient,
+    to two bounds of |w| and those of |v| and |m|.
     """
     a, b, c, d, e, f = rule.numbers
     own, cross, both = 1 + d + e * b, e * a, e * c + f
@@ -316,9 +342,15 @@ def _carrying(rule: Descent) -> tuple[Matrix, Matrix]:
         [own * b, own * a + cross * b, cross * a, both * c],
         [b**2, 2 * a * b, a**2, c**2],
     ]
+    after = _lean(rule)
     rounded = 2.0 if rule.has_momentum else 0.0  # once when it is multiplied, once when it is added to
-    momentum = [abs(b), abs(a), abs(b), rounded, abs(c)]
-    weight = [abs(e) * one for one in momentum]
-    of_weight = [abs(1 + d), 0.0, 2 * abs(d), 2 * abs(e), 2 * abs(f)]
-    kept = [[one + other for one, other in zip(weight, of_weight, strict=True)], momentum]
-    return errors, kept
+    of_momentum, of_weight = (abs(b), rounded, abs(c)), (2 * abs(d), 2 * abs(e), 2 * abs(f))
+
+    def roundings(share: float) -> list[float]:
+        return [abs(share) * one + other for one, other in zip(of_momentum, of_weight, strict=True)]
+
+    weight = [abs(own), 0.0, abs(cross), *roundings(e)]
+    slow = [0.0, abs(own + after * b), abs((e + after) * (a - b * lean) - (1 + d) * lean), *roundings(e + after)]
+    fast = [abs(b), 0.0, abs(a), *of_momentum]
+    by_slow = [one + abs(after) * other for one, other in zip(slow, fast, strict=True)]
+    return errors, [weight, by_slow, slow, fast]

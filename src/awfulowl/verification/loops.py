@@ -204,6 +204,20 @@ def _move(rule: tuple[float, ...], images: tuple[Any, ...], moved: tuple[Any, An
 
 
 @_compiled
+def _row(matrix: tuple[float, ...], start: int, of: tuple[float, float, float, float, float, float]) -> float:
+    """A row of a matrix with six columns, which starts there, times a vector."""
+    w, v, m, weight, momentum, along = of
+    return (
+        matrix[start] * w
+        + matrix[start + 1] * v
+        + matrix[start + 2] * m
+        + matrix[start + 3] * weight
+        + matrix[start + 4] * momentum
+        + matrix[start + 5] * along
+    )
+
+
+@_compiled
 def advance(
     rule: tuple[float, ...],
     errors: tuple[float, ...],
@@ -223,19 +237,21 @@ def advance(
         _move(rule, images, moved, n, squares)
         base, known, reach, spent = sizes[0][n], sizes[1][n], sizes[4][n], sizes[5][n]
         of_weight, of_both, of_momentum = sizes[2][0, n], sizes[2][1, n], sizes[2][2, n]
-        slow, fast = sizes[3][0, n], sizes[3][1, n]
+        alone, slow, fast = sizes[3][0, n], sizes[3][1, n], sizes[3][2, n]
         to_weight, to_both, to_momentum = after[0][0, n], after[0][1, n], after[0][2, n]
-        slower, faster, reaches, energies = after[1][0, n], after[1][1, n], after[2][n], after[3][n]
+        to_alone, to_slow, to_fast = after[1][0, n], after[1][1, n], after[1][2, n]
+        reaches, energies = after[2][n], after[3][n]
         for i in range(len(base)):
             size, of_sums = gradients[i], np.float64(spent[i])
             gained = each * (of_sums + size) + one_sided * min(size / max(of_sums, least), terms) * size
-            w, x, m, s, f = of_weight[i], of_both[i], of_momentum[i], slow[i], fast[i]
+            w, x, m = of_weight[i], of_both[i], of_momentum[i]
             to_weight[i] = errors[0] * w + errors[1] * x + errors[2] * m + errors[3] * gained
             to_both[i] = errors[4] * w + errors[5] * x + errors[6] * m + errors[7] * gained
             to_momentum[i] = errors[8] * w + errors[9] * x + errors[10] * m + errors[11] * gained
             length, along = math.sqrt(known[i]), math.sqrt(size)
             far = a * reach[i] + b * length + c * along
             long, quick = max(math.sqrt(before[i]), length / 2), max(math.sqrt(momenta[i]), far / 8)
-            slower[i] = kept[0] * s + kept[1] * f + kept[2] * long + kept[3] * quick + kept[4] * along
-            faster[i] = kept[5] * s + kept[6] * f + kept[7] * long + kept[8] * quick + kept[9] * along
+            bounds = alone[i], slow[i], fast[i], long, quick, along
+            to_alone[i] = min(_row(kept, 0, bounds), _row(kept, 6, bounds))
+            to_slow[i], to_fast[i] = _row(kept, 12, bounds), _row(kept, 18, bounds)
             reaches[i], energies[i] = far, 2 * (base[i] + changes[i])

@@ -20,6 +20,7 @@ from awfulowl.owner.policy import Policy
 from awfulowl.randomness import Entropy
 from awfulowl.verification import compiled
 from awfulowl.verification.freivalds import Check, Expectation
+from awfulowl.verification.images import _carrying
 from awfulowl.verification.sums import is_quick
 from awfulowl.verification.training import TrainingCheck
 from tests.simulated.memory_fleet import still_fleet
@@ -221,7 +222,9 @@ def test_steps_lead_to_the_same(layer: Layer, rules: list[Descent], seed: int) -
     for number, rule in enumerate(rules):
         dy = numbers(tuple(layer.y.shape), torch.float32, seed + number)
         seen = check.see(layer.x, dy)
-        assert check._left._moved(rule, seen[0]) is not None or layer.grid.groups > 1
+        assert (
+            check._left._moved(rule, seen[0], _carrying(rule, check._left._lean)) is not None or layer.grid.groups > 1
+        )
         check.move(rule, [seen])
         with pytest.MonkeyPatch.context() as monkeypatch:
             without(monkeypatch)
