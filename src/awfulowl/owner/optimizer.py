@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.survey import Part, product_name
+
+_HOOK_TABLES: Final = ("_backward_hooks", "_post_accumulate_grad_hooks")
+"""Of a parameter, None until the first hook."""
 
 
 class Course(NamedTuple):
@@ -254,11 +257,14 @@ def trainable(model: nn.Module, plan: Plan, parts: Iterable[Part]) -> list[bool]
 
     Raises:
         PlanError: the plan is not one of plain float32.
-        ModelError: a panel has weights that do and others that do not; weights are also used elsewhere, or not float32.
+        ModelError: a panel has weights that do and others that do not; weights are also used elsewhere, or not float32;
+            a parameter has hooks.
     """
     rounded = [panel.name for panel in plan.panels if panel.arithmetic != FLOAT32]
     if rounded or plan.sharing:
         raise PlanError(f"{'shared' if plan.sharing else rounded[0]}: integers are not trained, make a plan of float32")
+    parts = tuple(parts)
+    _refuse_hooks(model, parts)
     wanted: dict[str, bool] = {}
     tied = scatterable(model).tied
     for part in parts:
@@ -288,6 +294,22 @@ def trainable(model: nn.Module, plan: Plan, parts: Iterable[Part]) -> list[bool]
             )
         found.append(own == {True})
     return found
+
+
+def _refuse_hooks(model: nn.Module, parts: Iterable[Part]) -> None:
+    """Stop hooks of parameters, which the copy that is trained would never call; those of modules go with it."""
+    layers = {
+        parameter: part.target.name
+        for part in parts
+        for parameter in map(part.target.module.get_parameter, part.target.adapter.parameters(part.target.module))
+    }
+    for name, one in model.named_parameters():
+        if not one.requires_grad or not any(getattr(one, table, None) for table in _HOOK_TABLES):
+            continue  # what is frozen calls none in PyTorch either
+        way = f"get_parameter({name!r}) of what scatter returns"
+        if one in layers:
+            way += f", with the layer kept (keep=[{layers[one]!r}]): devices have gradients of scattered weights"
+        raise ModelError(f"hooks of {name} would not be called: remove them, and register them on {way}")
 
 
 def _refuse_foreign(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
