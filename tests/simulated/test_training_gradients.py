@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from awfulowl.blocks.adapters import scatterable
+from awfulowl.blocks.adapters import ScatteredWeight, scatterable
 from awfulowl.blocks.kernels import Dense
 from awfulowl.placement.request import plan_model
 from tests.contract.adapters.cases import CASES, ROUNDOFF, Example, convolutions, gamma
@@ -51,7 +51,7 @@ class Called(nn.Module):
 
 
 class Gradients(NamedTuple):
-    """Of the inputs, in their order, and of the parameters, by name."""
+    """Of the inputs, in their order, and of the parameters that are here, by name."""
 
     inputs: list[Tensor]
     parameters: dict[str, Tensor]
@@ -70,8 +70,8 @@ def along(model: nn.Module, args: list[Tensor], weigh: Any) -> Gradients:
     leaves = {id(x): x.detach().clone().requires_grad_() for x in args}
     y = model(*(leaves[id(x)] for x in args))
     (y * weigh(y)).sum().backward()
-    named = dict(model.named_parameters())
-    found = {name: one.grad for name, one in named.items() if one.grad is not None}
+    kept = {name: one for name, one in model.named_parameters() if not isinstance(one, ScatteredWeight)}
+    found = {name: one.grad for name, one in kept.items() if one.grad is not None}
     empty = torch.zeros(())
     return Gradients([leaf.grad if leaf.grad is not None else empty for leaf in leaves.values()], found, y.numel())
 

@@ -1,7 +1,8 @@
 """Optimizers of parameters at the owner and at devices alike."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from awfulowl.errors import CheckpointError, InputError, ModelError, PlanError, 
 from awfulowl.owner.checkpoint import Checkpoint, kept_state
 from awfulowl.owner.clipping import squared_norm
 from awfulowl.owner.deployment import Deployment
-from awfulowl.owner.history import Rule
+from awfulowl.owner.history import History, Rule
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.placement.plan import Plan
@@ -106,9 +107,9 @@ class FleetOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, here and at devices."""
-        super().zero_grad(set_to_none)
-        self._scale = 1.0
         self._training.forget()
+        self._scale = 1.0
+        super().zero_grad(set_to_none)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -126,8 +127,7 @@ class FleetOptimizer(torch.optim.Optimizer):
         if self._training.is_spent:
             raise InputError("these gradients were followed already: call zero_grad(), and backward() again")
         rules = {number: self._rule(group, number) for number, group in self._groups().items()}
-        kept = [one for group in self.param_groups for one in group["params"] if not isinstance(one, ScatteredWeight)]
-        for one in kept:
+        for one in self._kept_parameters():
             if one.grad is not None and not bool(one.grad.isfinite().all()):
                 raise InputError("a gradient is not finite (is the loss?): nothing has moved; call zero_grad()")
         broken = self._step_elsewhere(rules)
@@ -137,6 +137,10 @@ class FleetOptimizer(torch.optim.Optimizer):
             raise broken
         self._loop.run(self._training.look_after())
         return None
+
+    def _kept_parameters(self) -> Iterator[nn.Parameter]:
+        for group in self.param_groups:
+            yield from (one for one in group["params"] if not isinstance(one, ScatteredWeight))
 
     def _step_elsewhere(self, rules: Mapping[int, Rule]) -> KeyboardInterrupt | UnavailableError | None:
         """Let devices step; what interrupts that is returned when they have, since half a step would be none."""
@@ -161,7 +165,7 @@ class FleetOptimizer(torch.optim.Optimizer):
             UnavailableError: nothing honest is left that could say how long they are.
             InputError: they are not finite.
         """
-        own = [one.grad for group in self.param_groups for one in group["params"] if one.grad is not None]
+        own = [one.grad for one in self._kept_parameters() if one.grad is not None]
         squares = sum(float(grad.double().square().sum()) for grad in own)
         elsewhere = self._loop.run(squared_norm(self._training, sorted(self._groups())))
         norm = math.sqrt(squares + self._scale**2 * elsewhere)  # devices have not scaled yet
@@ -218,15 +222,25 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def clear_with(scattered: nn.Module, deployment: TrainedDeployment) -> None:
-    """Let `scattered.zero_grad()` clear gradients at devices, too: many call it instead of the optimizer's."""
-    kept = scattered.zero_grad
+def own_gradients(scattered: nn.Module, deployment: TrainedDeployment, parts: Iterable[Part]) -> None:
+    """Let a model answer for gradients at devices: `zero_grad()` clears them, too, and `grad` of a weight refuses.
+
+    None would be taken for no gradient by whoever clips or looks at those of all parameters, as
+    `torch.nn.utils.clip_grad_norm_` does.
+    """
+    kept, histories = scattered.zero_grad, deployment.histories
 
     def zero_grad(set_to_none: bool = True) -> None:
-        kept(set_to_none)
         deployment.forget()
+        kept(set_to_none)
 
     vars(scattered)["zero_grad"] = zero_grad
+    for weight, numbers in places(scattered, deployment, parts).items():
+        weight.gradient_waits = partial(_any_pending, [histories[number] for number in numbers])
+
+
+def _any_pending(histories: Iterable[History]) -> bool:
+    return any(history.pending for history in histories)
 
 
 def places(
