@@ -231,6 +231,14 @@ def test_a_fleet_by_hand(start: Start, tmp_path: Path) -> None:
     with owl.connect(url, identity=str(folder / "owner.key"), devices=enrolled) as fleet:
         scattered = fleet.scatter(model, owl.plan(model, example, devices=fleet.devices))
         torch.testing.assert_close(scattered(example), model(example))
+        trained = fleet.scatter(model, owl.plan(model, example, devices=fleet.devices), train=True)
+        for one, optimizer in (
+            (trained, fleet.optimizer(trained, lr=0.1)),
+            (model, torch.optim.SGD(model.parameters(), lr=0.1)),
+        ):
+            torch.autograd.backward(one(example).square().sum())
+            optimizer.step()
+        torch.testing.assert_close(fleet.gather(trained), dict(model.state_dict()))
     for process in (*devices, broker):
         assert process.running
         process.children()

@@ -1,17 +1,21 @@
 """Dozens of steps with devices that leave, return, lie and stray at random, and batches on many threads."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from awfulowl.device.lies import STEP_KINDS, Liar, Misstep
+from awfulowl.device.worker import Worker
 from awfulowl.errors import InputError
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.policy import Policy
+from awfulowl.placement.ledger import Device
 from awfulowl.placement.options import Options
-from tests.simulated.memory_fleet import MemoryFleet, memory_fleet
+from awfulowl.placement.plan import Plan
+from tests.simulated.memory_fleet import MemoryFleet, memory_fleet, still_fleet
 from tests.simulated.training import REPLICAS, SMALL, Twins, perceptron, training, twins
 
 
@@ -67,6 +71,78 @@ def test_liars_and_leavers(seed: int, options: Options) -> None:
         assert quarantined <= {"d2", "d5", "d7"}
         assert quarantined
         assert pair.fleet.statistics["requests_lost"] == 0
+
+
+class Sent:
+    """The slices that every device was ever sent, blocks of them or inputs, by name: what it says it saw itself."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.slices: dict[str, set[bytes]] = {}
+        do = Worker._do
+
+        def noting(worker: Worker, request: Any) -> Any:
+            body = request.body
+            for part in (*getattr(body, "sheets", ()), *getattr(body, "terms", ())):
+                self.slices.setdefault(worker.name, set()).update(part.slices)
+            return do(worker, request)
+
+        patch.setattr(Worker, "_do", noting)
+
+    def keeps_to(self, plan: Plan) -> None:
+        """Require that devices and domains saw what the rules of a plan allow, and nothing that its ledger omits."""
+        for number, panel in enumerate(plan.panels):
+            column_of = {handle: column for column, handle in enumerate(panel.slice_handles)}
+            seen_by: dict[str, set[int]] = {}
+            for device in plan.devices:
+                seen = {column_of[handle] for handle in self.slices.get(device.name, ()) if handle in column_of}
+                held = {cell.column for cell in panel.cells if device.name in cell.holders}
+                assert seen <= held == plan.ledger.seen(number, device.name)
+                assert len(held) <= plan.rules.share * len(column_of)
+                seen_by.setdefault(device.domain, set()).update(held)
+            for domain, columns in seen_by.items():
+                assert columns == plan.ledger.seen_by_domain(number, domain)
+                assert len(columns) <= plan.rules.domain_share * len(column_of)
+
+
+@pytest.mark.parametrize(
+    ("seed", "replicas", "share", "domain_share"),
+    [(0, 1, 0.25, 0.34), (2, 1, 0.25, 0.34), (1, 2, 0.42, 0.67)],
+    ids=["of devices", "of domains", "with 2 replicas"],
+)
+def test_rules_of_placement_hold_over_the_whole_run(
+    seed: int, replicas: int, share: float, domain_share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who leaves is replaced, and returns to what it had; one leaves for good, and one comes late.
+
+    The first two go wrong where nobody minds the rule in their name.
+    """
+    chance, sent, away = Chance(seed), Sent(monkeypatch), list[str]()
+    names = {f"d{number}": f"p{number % 4}" for number in range(8)}
+    options = Options(block=(8, 1), replicas=replicas, share=share, domain_share=domain_share)
+    with still_fleet(names, Policy(repair_after_s=1, return_s=60, request_timeout_s=100, snapshot_after=9)) as fleet:
+        pair = twins(fleet, perceptron(), options=options, momentum=0.9)
+        before = fleet.plan_of(pair.scattered).ledger
+        for step in range(30):
+            if step == 10:
+                fleet.admit(Device("late", "p4"))
+                fleet.start("late")
+                if "d0" in fleet.running:
+                    fleet.kill("d0")
+                away = [name for name in away if name != "d0"]
+            if away and chance.below(5) < 2:
+                fleet.start(away.pop())
+                fleet.wait(chance.below(4))
+            elif len(away) < 2 and chance.below(2):
+                away.append(chance.one_of(sorted(fleet.running)))
+                fleet.kill(away[-1])
+            pair.step()
+        pair.agree()
+        plan = fleet.plan_of(pair.scattered)
+        sent.keeps_to(plan)
+        assert plan.ledger.seen(0, "late")
+        assert sum(len(plan.ledger.seen(0, name)) > len(before.seen(0, name)) for name in names) >= 2
+        assert fleet.statistics["replaced"] > 0
+        assert fleet.statistics["requests_lost"] == 0
 
 
 class TestPipelines:

@@ -7,17 +7,19 @@ off by at most g(n) times the sum of their absolute values, g(n) = n u / (1 - n 
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from awfulowl.blocks.adapters import scatterable
+from awfulowl.blocks.adapters import ScatteredWeight, scatterable
 from awfulowl.blocks.kernels import Dense
+from awfulowl.placement.options import Options
 from awfulowl.placement.request import plan_model
 from tests.contract.adapters.cases import CASES, ROUNDOFF, Example, convolutions, gamma
 from tests.simulated.memory_fleet import ACCELERATORS, MemoryFleet, still_fleet
@@ -51,7 +53,7 @@ class Called(nn.Module):
 
 
 class Gradients(NamedTuple):
-    """Of the inputs, in their order, and of the parameters, by name."""
+    """Of the inputs, in their order, and of the parameters that are here, by name."""
 
     inputs: list[Tensor]
     parameters: dict[str, Tensor]
@@ -70,8 +72,8 @@ def along(model: nn.Module, args: list[Tensor], weigh: Any) -> Gradients:
     leaves = {id(x): x.detach().clone().requires_grad_() for x in args}
     y = model(*(leaves[id(x)] for x in args))
     (y * weigh(y)).sum().backward()
-    named = dict(model.named_parameters())
-    found = {name: one.grad for name, one in named.items() if one.grad is not None}
+    kept = {name: one for name, one in model.named_parameters() if not isinstance(one, ScatteredWeight)}
+    found = {name: one.grad for name, one in kept.items() if one.grad is not None}
     empty = torch.zeros(())
     return Gradients([leaf.grad if leaf.grad is not None else empty for leaf in leaves.values()], found, y.numel())
 
@@ -101,13 +103,13 @@ class Compared(NamedTuple):
     exact: nn.Module
 
 
-def one_step(fleet: MemoryFleet, example: Example, seed: int) -> Compared:
+def one_step(fleet: MemoryFleet, example: Example, seed: int, options: Options = SMALL) -> Compared:
     """Differentiate on the fleet and in float64, and take a step of lr 1 on the fleet."""
     model = Called(example.module, example.kwargs)
     exact = copy.deepcopy(model).double()
     exact.arguments = {name: _double(value) for name, value in example.kwargs.items()}
     truth = along(exact, alike(example.args, Tensor.double), Weights(seed))
-    scattered = fleet.scatter(model, plan_model(model, example.args, fleet.devices, SMALL), train=True)
+    scattered = fleet.scatter(model, plan_model(model, example.args, fleet.devices, options), train=True)
     optimizer = fleet.optimizer(scattered, lr=1.0)
     ours = along(scattered, list(example.args), Weights(seed))
     optimizer.step()
@@ -194,3 +196,76 @@ def test_attention(fleet: MemoryFleet, data: st.DataObject) -> None:
     for mine, other in found:
         assert mine.shape == other.shape
         assert ((mine.double() - other).abs() <= ATTENTION_ROUNDING * (1 + largest)).all()
+
+
+class Chain(nn.Module):
+    """Linear layers after each other; square ones are called several times, and their inputs may be added."""
+
+    def __init__(self, layers: list[nn.Linear], times: list[int], skip: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.calls = [layer for layer, count in zip(layers, times, strict=True) for _ in range(count)]
+        self.skip = skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.calls:
+            y = layer(x)
+            x = x + y if self.skip and x.shape == y.shape else y
+        return x
+
+    @property
+    def roundings(self) -> int:
+        """So many at most on the way to the output and back to the input: see `test_chains`."""
+        return sum(layer.in_features + layer.out_features + 4 for layer in self.calls)
+
+
+class Mixed(NamedTuple):
+    """A chain, an input, and the layers that are kept."""
+
+    chain: Chain
+    x: Tensor
+    keep: tuple[str, ...]
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> Mixed:
+    """Scattered and kept layers, each trained, frozen, or frozen but for its bias; some of them shared."""
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    widths = draw(st.lists(st.sampled_from([1, 3, 4, 4, 7]), min_size=2, max_size=4))
+    layers = [nn.Linear(*sides, bias=draw(st.booleans())) for sides in zip(widths, [*widths[1:], 4], strict=True)]
+    times = [draw(st.integers(1, 3)) if one.in_features == one.out_features else 1 for one in layers]
+    for one in layers:
+        match draw(st.sampled_from(["trained", "trained", "frozen", "but for its bias"])):
+            case "frozen":
+                one.requires_grad_(requires_grad=False)
+            case "but for its bias":
+                one.weight.requires_grad_(False)  # noqa: FBT003
+    chain = Chain(layers, times, draw(st.booleans()))
+    kept = draw(st.lists(st.booleans(), min_size=len(layers), max_size=len(layers)))
+    assume(any(one.requires_grad for one in chain.parameters()) and not all(kept))
+    keep = tuple(f"module.layers.{number}" for number, stays in enumerate(kept) if stays)
+    return Mixed(chain, torch.randn(draw(st.integers(1, 5)), widths[0]), keep)
+
+
+@given(mixed=chains(), seed=st.integers(0, 1000))
+@some
+def test_chains(fleet: MemoryFleet, mixed: Mixed, seed: int) -> None:
+    """Frozen, shared, kept and scattered layers in one model.
+
+    Without activations every output and every gradient is a sum of products of weights and inputs, one for each path.
+    A sum of n takes each term through n roundings at most, so that no term meets more than those of all calls there
+    and back, of the sum over samples and calls, and of the step.
+    """
+    chain, x, keep = mixed
+    example = Example(chain, (x,), {})
+    ours, after, truth, exact = one_step(fleet, example, seed, replace(SMALL, keep=keep))
+    sizes = magnitudes(example, seed)
+    allowed = gamma(chain.roundings + len(x) * len(chain.calls) + 3, ROUNDOFF[torch.float32])
+    (mine,), (other,), (size,) = ours.inputs, truth.inputs, sizes.inputs
+    assert ((mine.double() - other).abs() <= allowed * size).all()
+    for name, before in exact.state_dict().items():
+        if name in truth.parameters:
+            moved = before - truth.parameters[name]
+            assert ((after[name].double() - moved).abs() <= allowed * (before.abs() + sizes.parameters[name])).all()
+        else:
+            assert torch.equal(after[name].double(), before)

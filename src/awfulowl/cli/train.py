@@ -91,8 +91,10 @@ def train(
     """Train a model by a recipe on devices whose every product and every step is checked.
 
     Whoever kills it loses the time since the last checkpoint: --resume goes on from there, and ends with the same bits
-    unless a device failed meanwhile. Devices hold weights in the clear and see activations and gradients;
-    docs/threat-model.md says what follows from that.
+    unless a device failed meanwhile. Devices are processes of this machine; a fleet elsewhere is trained from Python:
+    fleet = owl.connect(URL, identity="owner.key", devices=["d1.json"]), then fleet.scatter(model, plan, train=True) and
+    fleet.optimizer, as README.md shows under Training. Devices hold weights in the clear and see activations and
+    gradients; docs/threat-model.md says what follows from that.
     """
     json_output.check_target(json)
     if plain and (resume or devices is not None or replicas is not None):

@@ -25,7 +25,7 @@ from awfulowl.owner.loading import Progress
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.math_threads import single_threaded
 from awfulowl.owner.modules import scatter
-from awfulowl.owner.optimizer import Course, FleetOptimizer, clear_with, places, trainable
+from awfulowl.owner.optimizer import Course, FleetOptimizer, own_gradients, places, trainable
 from awfulowl.owner.peer import Standing
 from awfulowl.owner.pipeline import pipelined
 from awfulowl.owner.policy import Policy
@@ -161,7 +161,7 @@ class Fleet:
             resume(checkpoint, deployment)
         self._scattered[scattered] = deployment, parts
         if isinstance(deployment, TrainedDeployment):
-            clear_with(scattered, deployment)
+            own_gradients(scattered, deployment, parts)
         return scattered
 
     def _check_domains(self, plan: Plan) -> None:

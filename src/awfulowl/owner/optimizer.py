@@ -1,8 +1,9 @@
 """Optimizers of parameters at the owner and at devices alike."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,14 @@ from awfulowl.errors import CheckpointError, InputError, ModelError, PlanError, 
 from awfulowl.owner.checkpoint import Checkpoint, kept_state
 from awfulowl.owner.clipping import squared_norm
 from awfulowl.owner.deployment import Deployment
-from awfulowl.owner.history import Rule
+from awfulowl.owner.history import History, Rule
 from awfulowl.owner.loop import LoopThread
 from awfulowl.owner.training import TrainedDeployment
 from awfulowl.placement.plan import Plan
 from awfulowl.placement.survey import Part, product_name
+
+_HOOK_TABLES: Final = ("_backward_hooks", "_post_accumulate_grad_hooks")
+"""Of a parameter, None until the first hook."""
 
 
 class Course(NamedTuple):
@@ -126,9 +130,9 @@ class FleetOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients, here and at devices."""
-        super().zero_grad(set_to_none)
-        self._scale = 1.0
         self._training.forget()
+        self._scale = 1.0
+        super().zero_grad(set_to_none)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -146,8 +150,7 @@ class FleetOptimizer(torch.optim.Optimizer):
         if self._training.is_spent:
             raise InputError("these gradients were followed already: call zero_grad(), and backward() again")
         rules = {number: self._rule(group, number) for number, group in self._groups().items()}
-        kept = [one for group in self.param_groups for one in group["params"] if not isinstance(one, ScatteredWeight)]
-        for one in kept:
+        for one in self._kept_parameters():
             if one.grad is not None and not bool(one.grad.isfinite().all()):
                 raise InputError("a gradient is not finite (is the loss?): nothing has moved; call zero_grad()")
         broken = self._step_elsewhere(rules)
@@ -157,6 +160,10 @@ class FleetOptimizer(torch.optim.Optimizer):
             raise broken
         self._loop.run(self._training.look_after())
         return None
+
+    def _kept_parameters(self) -> Iterator[nn.Parameter]:
+        for group in self.param_groups:
+            yield from (one for one in group["params"] if not isinstance(one, ScatteredWeight))
 
     def _step_elsewhere(self, rules: Mapping[int, Rule]) -> KeyboardInterrupt | UnavailableError | None:
         """Let devices step; what interrupts that is returned when they have, since half a step would be none."""
@@ -181,7 +188,7 @@ class FleetOptimizer(torch.optim.Optimizer):
             UnavailableError: nothing honest is left that could say how long they are.
             InputError: they are not finite.
         """
-        own = [one.grad for group in self.param_groups for one in group["params"] if one.grad is not None]
+        own = [one.grad for one in self._kept_parameters() if one.grad is not None]
         squares = sum(float(grad.double().square().sum()) for grad in own)
         elsewhere = self._loop.run(squared_norm(self._training, sorted(self._groups())))
         norm = math.sqrt(squares + self._scale**2 * elsewhere)  # devices have not scaled yet
@@ -238,15 +245,25 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def clear_with(scattered: nn.Module, deployment: TrainedDeployment) -> None:
-    """Let `scattered.zero_grad()` clear gradients at devices, too: many call it instead of the optimizer's."""
-    kept = scattered.zero_grad
+def own_gradients(scattered: nn.Module, deployment: TrainedDeployment, parts: Iterable[Part]) -> None:
+    """Let a model answer for gradients at devices: `zero_grad()` clears them, too, and `grad` of a weight refuses.
+
+    None would be taken for no gradient by whoever clips or looks at those of all parameters, as
+    `torch.nn.utils.clip_grad_norm_` does.
+    """
+    kept, histories = scattered.zero_grad, deployment.histories
 
     def zero_grad(set_to_none: bool = True) -> None:
-        kept(set_to_none)
         deployment.forget()
+        kept(set_to_none)
 
     vars(scattered)["zero_grad"] = zero_grad
+    for weight, numbers in places(scattered, deployment, parts).items():
+        weight.gradient_waits = partial(_any_pending, [histories[number] for number in numbers])
+
+
+def _any_pending(histories: Iterable[History]) -> bool:
+    return any(history.pending for history in histories)
 
 
 def places(
@@ -277,11 +294,14 @@ def trainable(model: nn.Module, plan: Plan, parts: Iterable[Part]) -> list[bool]
 
     Raises:
         PlanError: the plan is not one of plain float32.
-        ModelError: a panel has weights that do and others that do not; weights are also used elsewhere, or not float32.
+        ModelError: a panel has weights that do and others that do not; weights are also used elsewhere, or not float32;
+            a parameter has hooks.
     """
     rounded = [panel.name for panel in plan.panels if panel.arithmetic != FLOAT32]
     if rounded or plan.sharing:
         raise PlanError(f"{'shared' if plan.sharing else rounded[0]}: integers are not trained, make a plan of float32")
+    parts = tuple(parts)
+    _refuse_hooks(model, parts)
     wanted: dict[str, bool] = {}
     tied = scatterable(model).tied
     for part in parts:
@@ -311,6 +331,22 @@ def trainable(model: nn.Module, plan: Plan, parts: Iterable[Part]) -> list[bool]
             )
         found.append(own == {True})
     return found
+
+
+def _refuse_hooks(model: nn.Module, parts: Iterable[Part]) -> None:
+    """Stop hooks of parameters, which the copy that is trained would never call; those of modules go with it."""
+    layers = {
+        parameter: part.target.name
+        for part in parts
+        for parameter in map(part.target.module.get_parameter, part.target.adapter.parameters(part.target.module))
+    }
+    for name, one in model.named_parameters():
+        if not one.requires_grad or not any(getattr(one, table, None) for table in _HOOK_TABLES):
+            continue  # what is frozen calls none in PyTorch either
+        way = f"get_parameter({name!r}) of what scatter returns"
+        if one in layers:
+            way += f", with the layer kept (keep=[{layers[one]!r}]): devices have gradients of scattered weights"
+        raise ModelError(f"hooks of {name} would not be called: remove them, and register them on {way}")
 
 
 def _refuse_foreign(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -162,3 +162,22 @@ def test_it_moves() -> None:
 def test_it_does_not_promise_more_than_float32(dtype: torch.dtype) -> None:
     with pytest.raises(ScatteredError, match=r"devices compute in torch\.float32"):
         weight().moved(lambda t: t.to(dtype))
+
+
+def test_a_gradient_that_waits_elsewhere_is_not_none() -> None:
+    one = weight()
+    assert one.grad is None
+    one.gradient_waits = lambda: True
+    for waiting in (one, one.moved(lambda t: t.to("meta", torch.bfloat16))):
+        with pytest.raises(ScatteredError, match=r"gradient of 'body\.0\.weight' is at devices.*clip_grad_norm_"):
+            getattr(waiting, "grad")  # noqa: B009  a lookup that does something
+        assert (repr(waiting)[:15], waiting.shape, waiting.is_leaf) == ("ScatteredWeight", (3, 4), True)
+
+
+def test_the_compiler_may_look_while_a_gradient_waits() -> None:
+    """It looks at that of every parameter that it meets, and takes nothing from it."""
+    one = weight()
+    one.gradient_waits = lambda: True
+    compiled = torch.compile(lambda x: x + one.numel(), backend="eager")
+    assert float(compiled(torch.zeros(()))) == 12
+    torch.compiler.reset()

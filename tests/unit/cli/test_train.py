@@ -82,6 +82,13 @@ def test_recipes_are_completed_by_name() -> None:
     assert complete_recipe("ci") == ["cifar10"]
 
 
+def test_the_help_says_how_a_fleet_elsewhere_is_trained(owl: Owl) -> None:
+    found = " ".join(owl("train", "--help").out.split())
+    assert "Devices are processes of this machine" in found
+    assert "owl.connect(" in found
+    assert "train=True" in found
+
+
 def test_training_here_leaves_weights_and_a_curve(owl: Owl) -> None:
     code, out, err = owl("train", "small.toml", "--plain", "-o", "out", "--json", "found.json")
     assert code == 0, err

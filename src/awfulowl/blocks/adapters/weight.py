@@ -48,6 +48,8 @@ _METHODS: Final = (
 )
 """`torch.compile` asks half of these of every parameter that it meets; the storage is empty."""
 
+_GRADIENT: Final = getattr(Tensor, "grad").__get__  # noqa: B009  the property itself, not what it holds
+
 _ANSWERED: Final = frozenset(
     [getattr(Tensor, name).__get__ for name in _PROPERTIES]
     + [getattr(Tensor, name) for name in _METHODS]
@@ -63,9 +65,11 @@ class ScatteredWeight(nn.Parameter):
     layers ask `torch.overrides.has_torch_function` and step aside by themselves.
 
     Raises:
-        ScatteredError: on any use but a question about what it is.
+        ScatteredError: on any use but a question about what it is, or for its gradient while that waits at devices.
     """
 
+    gradient_waits: Callable[[], bool]
+    """Says whether a gradient waits at devices for a step: None in its place would be taken for none."""
     _layer: str
     _parameter: str
     _device: torch.device
@@ -84,6 +88,7 @@ class ScatteredWeight(nn.Parameter):
         empty = torch.empty(tuple(shape), dtype=dtype, device="meta")
         self = super().__new__(cls, empty, requires_grad)
         self._layer, self._parameter, self._device = layer, parameter, device
+        self.gradient_waits = _never
         return self
 
     def moved(self, change: Callable[[Tensor], Tensor]) -> "ScatteredWeight":
@@ -98,7 +103,7 @@ class ScatteredWeight(nn.Parameter):
                 f"'{self._parameter}' cannot become {probe.dtype}: devices compute in torch.float32. "
                 f"Keep '{self._layer}' at the owner (keep={[self._layer]})"
             )
-        return ScatteredWeight(
+        moved = ScatteredWeight(
             self.shape,
             dtype=probe.dtype,
             device=probe.device,
@@ -106,6 +111,8 @@ class ScatteredWeight(nn.Parameter):
             parameter=self._parameter,
             requires_grad=self.requires_grad,
         )
+        moved.gradient_waits = self.gradient_waits
+        return moved
 
     @classmethod
     def __torch_function__(
@@ -116,6 +123,9 @@ class ScatteredWeight(nn.Parameter):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Answer questions; refuse everything that would need the numbers."""
+        if func == _GRADIENT and not torch.compiler.is_compiling():
+            for weight in _scattered(args):
+                weight.refuse_waiting_gradient()
         if func in _ANSWERED:
             return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         name = getattr(func, "__name__", str(func))
@@ -131,6 +141,19 @@ class ScatteredWeight(nn.Parameter):
             f"'{self._parameter}' lives on devices and cannot be used here ({use}). Call '{self._layer}' itself, "
             f"keep it at the owner (keep={[self._layer]}), or gather the model first"
         )
+
+    def refuse_waiting_gradient(self) -> None:
+        """Stop who would take None for no gradient, while there is one elsewhere.
+
+        Raises:
+            ScatteredError: a gradient waits at devices.
+        """
+        if self.gradient_waits():
+            raise ScatteredError(
+                f"the gradient of '{self._parameter}' is at devices, where it waits for optimizer.step(): clip with "
+                "optimizer.clip_grad_norm_, clear with optimizer.zero_grad(), and leave out a GradScaler, since "
+                "devices compute in float32"
+            )
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -179,6 +202,10 @@ class ScatteredWeight(nn.Parameter):
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise self.refusal("pickle")
+
+
+def _never() -> bool:
+    return False
 
 
 def _scattered(values: Iterable[Any]) -> Iterator[ScatteredWeight]:
