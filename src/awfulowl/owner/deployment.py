@@ -152,11 +152,39 @@ class Deployment(Holdings):
     async def _replace(self, key: CellKey, avoid: Collection[str] = ()) -> bool:
         """Load a cell onto one more device, if the rules allow any."""
         loading = [device for device, cell in self._loading if cell == key and device not in avoid]
-        known = [device for device in self.assignment.ever(*key) if device in self._alive(avoid) - self.ready_on[key]]
-        for device in loading or (*known, *self.assignment.candidates(*key, self._alive(avoid))):
+        for device in loading or self._takers(key, avoid):
             if await self._settle(device, key):
                 return True
         return False
+
+    async def relieve(self, number: int, cells: Sequence[int], device: str, avoid: Collection[str]) -> bool:
+        """Load what a slow device serves alone onto quicker ones as well, and ask it last from then on.
+
+        Nothing is loaded where the rules leave nobody for one of the cells: who is merely slow still answers, so the
+        owner takes nothing back. Devices under training step together, and wait for the slowest anyway.
+
+        Returns:
+            Whether every cell has another live holder now.
+        """
+        if self.waits:
+            return False
+        others = self._alive({*avoid, device})
+        slow = set(self.engine.peers) - self.engine.pace.quicker(device, others, self.engine.policy.straggler_factor)
+        keys = [(number, cell) for cell in cells if not self.holders((number, cell), {*avoid, device})]
+        if not all(self._takers(key, slow) for key in keys):
+            return False
+        for key in keys:
+            if not await self._replace(key, slow):
+                return False
+        for cell in cells:
+            self.assignment.demote(number, cell, {device})
+        self.engine.note("late", device, f"again and again: others take its cells of {self.panels[number].name}")
+        return True
+
+    def _takers(self, key: CellKey, avoid: Collection[str]) -> list[str]:
+        """Return who may be loaded with a cell, those first who were given it before."""
+        known = [device for device in self.assignment.ever(*key) if device in self._alive(avoid) - self.ready_on[key]]
+        return [*known, *self.assignment.candidates(*key, self._alive(avoid))]
 
     async def _settle(self, device: str, key: CellKey) -> bool:
         """Give a cell to a device; many may ask for the same at once, it is loaded once."""

@@ -33,6 +33,16 @@ class Policy:
     hedge_first_s: float = 2.0
     """The wait before a replica is asked while nothing is known about the usual time."""
 
+    straggler_factor: float = 4.0
+    """An answer that nobody else can give is late once it takes this many times the wait before a replica is asked."""
+
+    straggler_min_s: float = 1.0
+    """No answer is late earlier than this: loading blocks elsewhere takes some time, too."""
+
+    straggler_after: int = 3
+    """A device that serves blocks alone and is late so many times in a row has them loaded onto devices which are this
+    much quicker (`straggler_factor`) as well, where the rules allow it, and is asked for them last from then on."""
+
     repair_after_s: float = 3.0
     """A block whose holders are all gone for longer is given to another device even before it is asked for. While one
     of them is there, and answers, nobody else gets to see it; a device that comes back gets its blocks again."""
