@@ -117,6 +117,8 @@ def _compare(
         twins = tensors(call_with(plan.twin(local), inputs)) if exact else ()
         equal = all(map(torch.equal, tensors(theirs), twins)) if exact else None
     statistics = {name: number - before[name] for name, number in fleet.statistics.items()}
+    # A layer that was taken back while blocks were loaded is not on devices either.
+    statistics |= {name: fleet.statistics[name] for name in ("kept", "given_out")}
     pairs = list(zip(tensors(ours), tensors(theirs), strict=True))
     samples = samples_in(inputs)
     return Trial(
@@ -184,6 +186,13 @@ def _twin(trial: Trial) -> list[tuple[str, str]]:
     ]
 
 
+def _taken_back(counted: Mapping[str, int]) -> str:
+    if not counted["kept"]:
+        return "none"
+    back = f"{count(counted['kept'])}: the rules allowed no device that was there to hold them"
+    return f"{back}; {count(counted['given_out'])} are on devices again"
+
+
 def show(trial: Trial, console: Console) -> None:
     """Print what was found."""
     counted = trial.statistics
@@ -200,6 +209,7 @@ def show(trial: Trial, console: Console) -> None:
                 ("traffic a sample", size(trial.bytes_per_sample)),
                 ("checked samples", f"{count(counted['checks'])}, of which failed {count(counted['checks_failed'])}"),
                 ("products lost", count(counted["requests_lost"])),
+                ("layers taken back", _taken_back(counted)),
             ],
         ),
     )

@@ -86,6 +86,12 @@ class Deployment(Holdings):
         """Look for replacements if the device stays away; what it holds counts again if it comes back with it."""
         self.engine.spawn(self._repair_later())
 
+    def opened(self, peer: Peer, *, fresh: bool) -> None:
+        """Give a device that came back its old blocks again, and place what was taken back if that is allowed now."""
+        super().opened(peer, fresh=fresh)
+        if self.kept:
+            self.engine.spawn(self._give_out())
+
     # Who is asked
 
     def holders(self, key: CellKey, avoid: Collection[str] = ()) -> tuple[str, ...]:
@@ -233,6 +239,29 @@ class Deployment(Holdings):
             "kept", "", f"the rules allow no placement for {self.panels[number].name}: the owner takes it back"
         )
         self.engine.changed()
+
+    async def _load(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
+        await super()._load(peer, number, cells)
+        self._return(number)
+
+    async def _give_out(self) -> None:
+        """Place what panels that were taken back lack, each as a whole: a part of one would be seen for nothing."""
+        for number in list(self.kept):
+            missing = [key for key in self.ready_on if key[0] == number and not self.holders(key)]
+            alive = self._alive()
+            # Who was given a cell before, and is back, is being loaded with it (`load_duties`).
+            missing = [key for key in missing if alive.isdisjoint(self.assignment.ever(*key))]
+            if all(self._takers(key, ()) for key in missing):
+                for key in missing:
+                    await self._replace(key)
+            self._return(number)
+
+    def _return(self, number: int) -> None:
+        """Ask devices for a panel again once every cell has a live holder."""
+        if number in self.kept and self.has_others(number, range(len(self.panels[number].cells)), ()):
+            self.kept.discard(number)
+            self.engine.ledger.given_out += 1
+            self.engine.note("given out", "", f"{self.panels[number].name} is on devices again")
 
     async def _repair_later(self) -> None:
         """After a while, give cells that nobody holds any longer to others, before they are asked for.

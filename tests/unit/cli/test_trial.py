@@ -65,7 +65,7 @@ def test_what_was_found_is_shown() -> None:
         seconds_local=0.0005,
         seconds_scattered=0.029,
         bytes_per_sample=110_000,
-        statistics={"checks": 5360, "checks_failed": 1, "requests_lost": 0},
+        statistics={"checks": 5360, "checks_failed": 1, "requests_lost": 0, "kept": 0, "given_out": 0},
         notes=("share relaxed",),
     )
     console = Console(width=120, no_color=True)
@@ -74,6 +74,29 @@ def test_what_was_found_is_shown() -> None:
     for words in ("digits on 4 devices", "10 of 8 samples", "1.50e-08", "0.5 ms", "29.0 ms", "107 KiB", "5,360"):
         assert words in capture.get()
     assert msgspec.json.decode(msgspec.json.encode(found), type=Trial) == found
+
+
+def test_layers_that_the_owner_took_back_are_shown() -> None:
+    counted = {"checks": 1, "checks_failed": 0, "requests_lost": 0, "kept": 3, "given_out": 1}
+    found = Trial(
+        model="digits",
+        devices=2,
+        calls=1,
+        samples_per_call=1,
+        max_abs_diff=0.0,
+        max_abs_output=1.0,
+        seconds_local=0.1,
+        seconds_scattered=0.1,
+        bytes_per_sample=1,
+        statistics=counted,
+        notes=(),
+    )
+    console = Console(width=120, no_color=True)
+    for statistics, words in ((counted, "3: the rules"), (counted | {"kept": 0, "given_out": 0}, "none")):
+        with console.capture() as capture:
+            trial.show(msgspec.structs.replace(found, statistics=statistics), console)
+        (row,) = [line for line in capture.get().splitlines() if "layers taken back" in line]
+        assert words in row
 
 
 URL = "nats://127.0.0.1:9"
