@@ -40,6 +40,8 @@ class Ledger:
     """Cells that were loaded onto another device."""
     restored: int = 0
     """Devices that came back and got their blocks again."""
+    repeated: int = 0
+    """Changes that were asked for again because nothing was heard of them."""
     kept: int = 0
     """Layers that the owner had to take back because no placement was allowed."""
     given_out: int = 0
