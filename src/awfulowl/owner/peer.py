@@ -11,6 +11,7 @@ from torch import Tensor
 
 from awfulowl.errors import GoneError, PeerError, RefusedError
 from awfulowl.fabric.base import Link
+from awfulowl.owner.floods import Floods
 from awfulowl.owner.ledger import Ledger
 from awfulowl.randomness import Seeded
 from awfulowl.wire import messages as verbs
@@ -46,6 +47,9 @@ class Peer:
         self.standing = Standing.ABSENT
         self.left_at_s = -math.inf
         self.violations = 0
+        self.floods = Floods()
+        self.muted = False
+        """Whether nothing is listened to that comes from it."""
         self.last: tuple[verbs.Apply, Sequence[Tensor | Seeded], int] | None = None
         self.used: deque[int] = deque(maxlen=_REMEMBERED_ANSWERS)
         """The last requests whose answers went into a sum. Answers to cover traffic, and those that lost against a

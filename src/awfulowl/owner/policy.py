@@ -95,4 +95,18 @@ class Policy:
     """A quarantined device goes on getting old inputs for a random time in this range, so that it learns late."""
 
     max_violations: int = 256
-    """A device that sends more undecodable or unasked frames than this is quarantined."""
+    """A device that sends more frames than this which can be nobody's but a liar's is quarantined, and not heard any
+    longer: undecodable ones, forged ones, what is not for a device to say."""
+
+    flood_s: float = 60.0
+    """A device that sends more of the following in this time is treated in the same way."""
+
+    max_unasked: int = 512
+    """Answers to nothing that was asked, messages of sessions that are over, and calls in a session that is open. Late
+    answers, one for each time that something was asked, are none of these."""
+
+    max_damaged: int = 1024
+    """Frames whose check sum is wrong, less the answers that came whole: on a bad line some of both come."""
+
+    max_starts: int = 64
+    """New starts of a device, and reports of blocks that it dropped: each has blocks loaded again."""
