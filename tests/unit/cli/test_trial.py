@@ -127,6 +127,25 @@ def test_bad_input_is_refused(owl: Owl, words: list[str], code: int, complaint: 
 
 
 @pytest.mark.usefixtures("identities")
+@pytest.mark.parametrize(
+    ("enrolled", "missing"), [(["d1"], ["d2", "d3"]), (["d1", "d2"], ["d3"]), (["d1", "d2", "d3"], [])]
+)
+def test_devices_of_a_plan_that_are_not_named_are(owl: Owl, enrolled: list[str], missing: list[str]) -> None:
+    assert owl("identity", "d3", "-o", "d3.key", "--json", "d3.json").code == 0
+    assert owl("plan", "digits", "--devices", "d1@one,d2@two,d3@three", "-o", "plan.owl").code == 0
+    devices = [word for name in enrolled for word in ("--device", f"{name}.json")]
+    outcome = owl("run", "digits", "--url", URL, "--identity", "owner.key", *devices, "--plan", "plan.owl")
+    complaint = outcome.err.splitlines()[-1]
+    if not missing:
+        assert "no broker lets us in" in complaint
+        return
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"plan.owl is a plan for devices that are not here: {', '.join(missing)}. " in complaint
+    assert f"owl plan digits --devices {','.join(enrolled)} -o FILE" in complaint
+    assert "--device" in complaint
+
+
+@pytest.mark.usefixtures("identities")
 def test_a_model_without_an_example_cannot_be_tried(owl: Owl) -> None:
     Path("model.py").write_text("from torch import nn\ndef make(): return nn.Linear(4, 4)\n")
     words = ["model.py:make", "--url", URL, "--identity", "owner.key", "--device", "d1.json"]
