@@ -55,6 +55,14 @@ def test_exact_answers_are_the_twins_after_kills_and_lies(needs_broker: None, sh
         assert fleet.statistics["requests_lost"] == 0
 
 
+def test_a_process_that_is_told_to_end_says_goodbye(needs_broker: None) -> None:
+    with owl.local_fleet(devices=2) as fleet:
+        fleet._process("d1").leave()
+        wait_until(lambda: fleet.standing["d1"] is Standing.ABSENT)
+        (gone,) = [event for event in fleet.events if event.kind == "gone"]
+        assert (gone.device, gone.text) == ("d1", "the device was stopped")
+
+
 def test_kills_lies_and_returns(fleet: LocalFleet) -> None:
     """Serve while one device is killed, returns as itself, and another lies: no answer lost, none wrong."""
     model, x = model_and_input()

@@ -58,7 +58,7 @@ def serve(url: str, identity: Identity, owner: Enrolment | None, offer: Offer, c
     async def work() -> None:
         while True:
             with ThreadPoolExecutor(1, thread_name_prefix="awfulowl-math") as executor:
-                await Worker(identity.name, fabric, offer, executor=executor).run()
+                await Worker(identity.name, fabric, offer, executor=executor).run_in_order()
             console.print(Text(f"{identity.name}: the owner said goodbye; all blocks are dropped"), soft_wrap=True)
             if once:
                 return

@@ -15,8 +15,8 @@ from awfulowl.arithmetic.numbers import FLOAT32
 from awfulowl.cli import planning, tables
 from awfulowl.cli.figures import count, size
 from awfulowl.cli.terminal import Stages
-from awfulowl.errors import InputError
-from awfulowl.fleet.connect import connect
+from awfulowl.errors import InputError, PlanError
+from awfulowl.fleet.connect import connect, read_enrolment
 from awfulowl.fleet.fleet import Fleet
 from awfulowl.placement import store
 from awfulowl.placement.options import Options
@@ -71,9 +71,10 @@ def run(request: Request, stages: Stages) -> Trial:
     if example.inputs is None:
         raise InputError(f"{request.model} comes without an example of its input: return (model, example)")
     saved = None if request.plan is None else planning.load(request.plan, request.key, example.model)
-    domains = {device.name: device.domain for device in saved.devices} if saved is not None else None
+    enrolled = [read_enrolment(path) for path in request.devices]
+    domains = None if saved is None else _domains(saved, request, [device.name for device in enrolled])
     with connect(
-        request.url, identity=request.identity, devices=request.devices, domains=domains, sealed=request.sealed
+        request.url, identity=request.identity, devices=enrolled, domains=domains, sealed=request.sealed
     ) as fleet:
         with stages.stage("waiting for the devices"):
             fleet.wait_for_devices()
@@ -81,6 +82,22 @@ def run(request: Request, stages: Stages) -> Trial:
         scattered = _scatter(fleet, example.model, plan, request, stages)
         inputs = repeated(example.inputs, request.batch)
         return _compare(fleet, plan, (example.model, scattered), inputs, request, stages)
+
+
+def _domains(plan: Plan, request: Request, enrolled: Sequence[str]) -> dict[str, str]:
+    """Return the domains of a plan's devices, by name.
+
+    Raises:
+        PlanError: some of them were not named to us.
+    """
+    missing = sorted({device.name for device in plan.devices}.difference(enrolled))
+    if missing:
+        raise PlanError(
+            f"{request.plan} is a plan for devices that are not here: {', '.join(missing)}. Name the enrolment of each "
+            f"with --device, or make a plan for those that are: owl plan {request.model} --devices "
+            f"{','.join(enrolled)} -o FILE"
+        )
+    return {device.name: device.domain for device in plan.devices}
 
 
 def _scatter(fleet: Fleet, model: nn.Module, plan: Plan, request: Request, stages: Stages) -> nn.Module:
@@ -117,6 +134,8 @@ def _compare(
         twins = tensors(call_with(plan.twin(local), inputs)) if exact else ()
         equal = all(map(torch.equal, tensors(theirs), twins)) if exact else None
     statistics = {name: number - before[name] for name, number in fleet.statistics.items()}
+    # A layer that was taken back while blocks were loaded is not on devices either.
+    statistics |= {name: fleet.statistics[name] for name in ("kept", "given_out")}
     pairs = list(zip(tensors(ours), tensors(theirs), strict=True))
     samples = samples_in(inputs)
     return Trial(
@@ -184,6 +203,13 @@ def _twin(trial: Trial) -> list[tuple[str, str]]:
     ]
 
 
+def _taken_back(counted: Mapping[str, int]) -> str:
+    if not counted["kept"]:
+        return "none"
+    back = f"{count(counted['kept'])}: the rules allowed no device that was there to hold them"
+    return f"{back}; {count(counted['given_out'])} are on devices again"
+
+
 def show(trial: Trial, console: Console) -> None:
     """Print what was found."""
     counted = trial.statistics
@@ -200,6 +226,7 @@ def show(trial: Trial, console: Console) -> None:
                 ("traffic a sample", size(trial.bytes_per_sample)),
                 ("checked samples", f"{count(counted['checks'])}, of which failed {count(counted['checks_failed'])}"),
                 ("products lost", count(counted["requests_lost"])),
+                ("layers taken back", _taken_back(counted)),
             ],
         ),
     )

@@ -96,7 +96,7 @@ async def _serve(worker: Worker, commands: Iterator[Command]) -> None:
             loop.call_soon_threadsafe(ended.set)
 
     threading.Thread(target=listen, daemon=True).start()
-    work = loop.create_task(worker.run())
+    work = loop.create_task(worker.run_in_order())
     stop = loop.create_task(ended.wait())
     try:
         await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)

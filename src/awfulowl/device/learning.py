@@ -17,6 +17,7 @@ from awfulowl.arithmetic.descent import descend
 from awfulowl.blocks.grid import Span
 from awfulowl.blocks.kernels import Dense, backward, gradient, output_shape
 from awfulowl.device.sheets import Held, spans
+from awfulowl.device.shortage import is_shortage
 from awfulowl.device.store import Store
 from awfulowl.errors import InputError, LimitError, RefusedError
 from awfulowl.limits import Limits
@@ -115,6 +116,8 @@ class Learner:
         try:
             found = [self._transposed(term, request, dy, rows).cpu() for term in request.terms]
         except (InputError, RuntimeError) as error:  # the latter is PyTorch's word for shapes that do not fit
+            if is_shortage(error):
+                raise
             raise RefusedError(f"apply_transposed: the gradients do not fit: {type(error).__name__}") from error
         if job is not None:
             self._note(request, job)

@@ -18,6 +18,7 @@ from awfulowl.blocks.kernels import Convolution, Dense, output_shape, product
 from awfulowl.device import dense
 from awfulowl.device.products import Product, Recipe, add_up, join
 from awfulowl.device.sheets import Held, State, spans
+from awfulowl.device.shortage import is_shortage
 from awfulowl.errors import InputError, LimitError, RefusedError
 from awfulowl.limits import Limits
 from awfulowl.randomness import Seeded, expanded
@@ -52,7 +53,8 @@ class Store:
         self._limits = limits
         self.accelerator: Final = torch.device(accelerator)
         self.dense: Final = dense.fastest() if self.accelerator.type == "cpu" else dense.PLAIN
-        self._memory_bytes = min(memory_bytes, limits.device_memory_bytes)
+        self._offered_bytes = min(memory_bytes, limits.device_memory_bytes)
+        self._memory_bytes = self._offered_bytes
         self._sheets: list[Held] = []
         self._at: dict[bytes, list[Held]] = {}  # sheets by the slices that they hold
         self._recipes: OrderedDict[Apply, tuple[Recipe, ...]] = OrderedDict()
@@ -155,8 +157,19 @@ class Store:
             self._at.pop(handle, None)
         self._recipes.clear()
 
+    def give_up(self, slices: Sequence[bytes]) -> tuple[bytes, ...]:
+        """Forget these slices for want of memory, and take no more than is left from now on; return all that is gone.
+
+        Whoever loaded them would load them again otherwise, and again.
+        """
+        held = [handle for handle, sheets in self._at.items() if sheets]
+        self.release([handle for handle in slices if handle in self._at])
+        self._memory_bytes = self.held_bytes
+        return tuple(handle for handle in held if not self._at.get(handle))
+
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything, shortages too."""
+        self._memory_bytes = self._offered_bytes
         self._sheets.clear()
         self._at.clear()
         self._recipes.clear()
@@ -188,6 +201,8 @@ class Store:
             x = x.to(self.accelerator)
             return [part.cpu() for recipe in recipes for part in self._sum(recipe, x, request.width)]
         except (InputError, RuntimeError) as error:  # the latter is PyTorch's word for shapes that do not fit
+            if is_shortage(error):
+                raise
             raise RefusedError(f"apply: the inputs do not fit the blocks: {type(error).__name__}") from error
 
     def _sum(self, recipe: Recipe, x: Tensor, width: int) -> list[Tensor]:

@@ -1,17 +1,19 @@
 """A device at work: one link to the owner, one thread that multiplies."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import assert_never
+from typing import Final, assert_never
 
 import torch
 from torch import Tensor
 
 from awfulowl.device.learning import Learner
+from awfulowl.device.shortage import is_shortage
 from awfulowl.device.store import Store
 from awfulowl.errors import AwfulOwlError, PeerError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload
@@ -31,6 +33,9 @@ from awfulowl.wire.session import (
 )
 
 _log = logging.getLogger(__name__)
+
+_GOODBYE_S: Final = 2.0
+"""A goodbye that does not get away by then is not waited for: the owner notices the silence."""
 
 Reply = Callable[[], list[bytes]]
 Tamper = Callable[[int, list[Tensor]], list[Tensor]]
@@ -83,7 +88,7 @@ class Worker:
         self._closed = asyncio.Event()
 
     async def run(self) -> None:
-        """Serve until the owner says bye, or until cancelled; the blocks are dropped either way.
+        """Serve until the owner says bye, or `leave`, or until cancelled; the blocks are dropped in any case.
 
         Raises:
             AwfulOwlError: the fabric cannot be joined, or is lost for good.
@@ -100,11 +105,40 @@ class Worker:
                 await self._closed.wait()
                 for task in running:
                     task.cancel()
+            await self._say_goodbye(link)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None  # the others only say that the same link is lost
         finally:
             self._drop()
             await link.close()
+
+    async def run_in_order(self) -> None:
+        """Serve as `run` does, but say goodbye first when cancelled: nobody has to wait for a silence to be sure.
+
+        Raises:
+            AwfulOwlError: as `run`.
+        """
+        work = asyncio.ensure_future(self.run())
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if self._session.is_open:
+                self.leave()
+            else:
+                work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            raise
+
+    def leave(self) -> None:
+        """End `run` in order: the owner is told."""
+        self._closed.set()
+
+    async def _say_goodbye(self, link: Link) -> None:
+        """Tell an owner that did not say goodbye itself."""
+        with contextlib.suppress(AwfulOwlError, TimeoutError):
+            async with asyncio.timeout(_GOODBYE_S):
+                for frame in self._session.bye("the device was stopped"):
+                    await link.send(OWNER, frame)
 
     def _new_session(self, limits: Limits) -> DeviceSession:
         return DeviceSession(self.name, limits, SYSTEM, self._offer.memory_bytes, self._offer.threads)
@@ -191,8 +225,18 @@ class Worker:
             return partial(self._session.refuse, request.id, str(error))
         except (AwfulOwlError, RuntimeError, MemoryError) as error:
             _log.exception("%s: request %d failed", self.name, request.id)
+            if is_shortage(error):
+                self._evict(request.body)
             return partial(self._session.error, request.id, type(error).__name__)
         return partial(self._session.answer, request.id, tensors)
+
+    def _evict(self, body: verbs.Request) -> None:
+        """Drop the blocks that cannot be multiplied for want of memory, and say so: others are given them."""
+        slices = body.slices if isinstance(body, verbs.Apply | verbs.ApplyTransposed) else ()
+        gone = self._store.give_up(slices)
+        self.learner.forget(gone)
+        if gone:
+            self._outbox.put_nowait(self._session.evict(gone, "out of memory"))
 
     def _do(self, request: Requested) -> Sequence[Tensor]:
         with torch.inference_mode():

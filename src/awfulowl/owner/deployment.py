@@ -88,6 +88,12 @@ class Deployment(Holdings):
         """Look for replacements if the device stays away; what it holds counts again if it comes back with it."""
         self.engine.spawn(self._repair_later())
 
+    def opened(self, peer: Peer, *, fresh: bool) -> None:
+        """Give a device that came back its old blocks again, and place what was taken back if that is allowed now."""
+        super().opened(peer, fresh=fresh)
+        if self.kept:
+            self.engine.spawn(self._give_out())
+
     # Who is asked
 
     def holders(self, key: CellKey, avoid: Collection[str] = ()) -> tuple[str, ...]:
@@ -154,11 +160,39 @@ class Deployment(Holdings):
     async def _replace(self, key: CellKey, avoid: Collection[str] = ()) -> bool:
         """Load a cell onto one more device, if the rules allow any."""
         loading = [device for device, cell in self._loading if cell == key and device not in avoid]
-        known = [device for device in self.assignment.ever(*key) if device in self._alive(avoid) - self.ready_on[key]]
-        for device in loading or (*known, *self.assignment.candidates(*key, self._alive(avoid))):
+        for device in loading or self._takers(key, avoid):
             if await self._settle(device, key):
                 return True
         return False
+
+    async def relieve(self, number: int, cells: Sequence[int], device: str, avoid: Collection[str]) -> bool:
+        """Load what a slow device serves alone onto quicker ones as well, and ask it last from then on.
+
+        Nothing is loaded where the rules leave nobody for one of the cells: who is merely slow still answers, so the
+        owner takes nothing back. Devices under training step together, and wait for the slowest anyway.
+
+        Returns:
+            Whether every cell has another live holder now.
+        """
+        if self.waits:
+            return False
+        others = self._alive({*avoid, device})
+        slow = set(self.engine.peers) - self.engine.pace.quicker(device, others, self.engine.policy.straggler_factor)
+        keys = [(number, cell) for cell in cells if not self.holders((number, cell), {*avoid, device})]
+        if not all(self._takers(key, slow) for key in keys):
+            return False
+        for key in keys:
+            if not await self._replace(key, slow):
+                return False
+        for cell in cells:
+            self.assignment.demote(number, cell, {device})
+        self.engine.note("late", device, f"again and again: others take its cells of {self.panels[number].name}")
+        return True
+
+    def _takers(self, key: CellKey, avoid: Collection[str]) -> list[str]:
+        """Return who may be loaded with a cell, those first who were given it before."""
+        known = [device for device in self.assignment.ever(*key) if device in self._alive(avoid) - self.ready_on[key]]
+        return [*known, *self.assignment.candidates(*key, self._alive(avoid))]
 
     async def _settle(self, device: str, key: CellKey) -> bool:
         """Give a cell to a device; many may ask for the same at once, it is loaded once."""
@@ -207,6 +241,29 @@ class Deployment(Holdings):
             "kept", "", f"the rules allow no placement for {self.panels[number].name}: the owner takes it back"
         )
         self.engine.changed()
+
+    async def _load(self, peer: Peer, number: int, cells: Sequence[int]) -> None:
+        await super()._load(peer, number, cells)
+        self._return(number)
+
+    async def _give_out(self) -> None:
+        """Place what panels that were taken back lack, each as a whole: a part of one would be seen for nothing."""
+        for number in list(self.kept):
+            missing = [key for key in self.ready_on if key[0] == number and not self.holders(key)]
+            alive = self._alive()
+            # Who was given a cell before, and is back, is being loaded with it (`load_duties`).
+            missing = [key for key in missing if alive.isdisjoint(self.assignment.ever(*key))]
+            if all(self._takers(key, ()) for key in missing):
+                for key in missing:
+                    await self._replace(key)
+            self._return(number)
+
+    def _return(self, number: int) -> None:
+        """Ask devices for a panel again once every cell has a live holder."""
+        if number in self.kept and self.has_others(number, range(len(self.panels[number].cells)), ()):
+            self.kept.discard(number)
+            self.engine.ledger.given_out += 1
+            self.engine.note("given out", "", f"{self.panels[number].name} is on devices again")
 
     async def _repair_later(self) -> None:
         """After a while, give cells that nobody holds any longer to others, before they are asked for.

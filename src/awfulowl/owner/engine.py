@@ -11,6 +11,7 @@ import torch
 from awfulowl.errors import DamagedError, GoneError, PeerError, ProtocolError, UnavailableError
 from awfulowl.fabric.base import Channel, Fabric, Link, Payload
 from awfulowl.limits import DEFAULT, Limits
+from awfulowl.owner.floods import Nuisance
 from awfulowl.owner.ledger import Ledger
 from awfulowl.owner.pace import Pace
 from awfulowl.owner.peer import Peer, Standing
@@ -201,19 +202,23 @@ class Engine:
 
     def _receive(self, name: str, channel: Channel, payload: Payload) -> None:
         peer = self.peers.get(name)
-        if peer is None or peer.violations > self.policy.max_violations:
+        if peer is None or peer.muted:
             return
         self.ledger.bytes_received += len(payload)
+        unasked = peer.session.unasked
         if channel is Channel.HEARTBEAT:
             events = peer.session.receive_beat(payload, self.now())
         else:
             events = peer.session.receive(payload, self.now())
+        if peer.session.unasked > unasked:
+            self._count_nuisance(peer, Nuisance.UNASKED)
         for event in events:
             self._handle(peer, event)
 
     def _handle(self, peer: Peer, event: wire.OwnerEvent) -> None:
         match event:
             case wire.Answered(id=id_, tensors=tensors):
+                peer.floods.forgive(Nuisance.DAMAGED)
                 peer.settle(id_, tensors)
             case wire.Refused(id=id_, reason=reason):
                 peer.refuse(id_, f"refused: {reason}")
@@ -222,9 +227,13 @@ class Engine:
             case wire.Expired(id=id_):
                 peer.settle(id_, GoneError(f"{peer.name}: no answer in time"))
             case wire.Opened(fresh=fresh, frames_to_send=frames):
+                if self._count_nuisance(peer, Nuisance.STARTS if fresh else Nuisance.UNASKED):
+                    return
                 peer.post(frames)
                 self._open(peer, fresh=fresh)
             case wire.Evicted(slices=slices, reason=reason):
+                if self._count_nuisance(peer, Nuisance.STARTS):
+                    return
                 self.note("evicted", peer.name, f"{len(slices)} slices: {reason}")
                 for watcher in self._watchers:
                     watcher.evicted(peer, slices)
@@ -256,11 +265,26 @@ class Engine:
     def _count_violation(self, peer: Peer, error: ProtocolError) -> None:
         if isinstance(error, DamagedError):
             self.ledger.damaged += 1
+            self._count_nuisance(peer, Nuisance.DAMAGED)
             return
         self.ledger.violations += 1
         peer.violations += 1
         if peer.violations > self.policy.max_violations:
-            self.quarantine(peer, f"too many frames that cannot be accepted; the last: {error}")
+            self._mute(peer, f"too many frames that cannot be accepted; the last: {error}")
+
+    def _count_nuisance(self, peer: Peer, nuisance: Nuisance) -> bool:
+        """Count what is no violation by itself; say whether the device is not listened to any longer."""
+        if peer.floods.add(nuisance, self.now(), self.policy):
+            self._mute(peer, f"a flood: more than {nuisance.value} in {self.policy.flood_s:g} s")
+        return peer.muted
+
+    def _mute(self, peer: Peer, reason: str) -> None:
+        """Quarantine a device, and hear nothing more of it: what it was asked is asked of others."""
+        if peer.muted:
+            return
+        peer.muted = True
+        self.quarantine(peer, reason)
+        peer.abandon(reason)
 
     async def _pulse(self) -> None:
         """Beat to every device, and notice those that are silent and requests that are over time."""

@@ -187,8 +187,9 @@ class Holdings:
             for matrix, own in zip(layouts.matrices(lane), sent[::parts], strict=True)
         )
         tensors = [tensor for own in sent for tensor in own]
-        timeout_s = self.engine.policy.answer_timeout_s * _LOAD_TIMEOUT_FACTOR
-        await peer.ask(Load(sheets, parts=parts, step=step), tensors, timeout_s=timeout_s)
+        patience_s = self.engine.policy.answer_timeout_s
+        body, timeout_s = Load(sheets, parts=parts, step=step), _LOAD_TIMEOUT_FACTOR * patience_s
+        await peer.ask(body, tensors, timeout_s=timeout_s, repeat_s=patience_s)
 
     def _guard(self, number: int, lane: int, columns: Iterable[int], device: str) -> None:
         """Refuse to give a domain two lanes of a column, whoever planned it: what was sent cannot be taken back.

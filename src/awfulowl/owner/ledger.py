@@ -3,9 +3,12 @@
 import logging
 from collections import deque
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 _log = logging.getLogger(__name__)
+
+_LOUD: Final = frozenset({"kept"})
+"""Kinds of events that are warned of: from then on a model is not where its plan says."""
 
 
 class Event(NamedTuple):
@@ -37,8 +40,12 @@ class Ledger:
     """Cells that were loaded onto another device."""
     restored: int = 0
     """Devices that came back and got their blocks again."""
+    repeated: int = 0
+    """Changes that were asked for again because nothing was heard of them."""
     kept: int = 0
     """Layers that the owner had to take back because no placement was allowed."""
+    given_out: int = 0
+    """Layers among these that devices hold again."""
     checks: int = 0
     """Samples checked."""
     checks_failed: int = 0
@@ -64,7 +71,7 @@ class Ledger:
     def note(self, time_s: float, kind: str, device: str, text: str) -> None:
         """Record an event, and log it."""
         self.events.append(Event(time_s, kind, device, text))
-        _log.info("%s %s: %s", kind, device, text)
+        _log.log(logging.WARNING if kind in _LOUD else logging.INFO, "%s %s: %s", kind, device, text)
 
     def counts(self) -> dict[str, int]:
         """Return the counters by name."""

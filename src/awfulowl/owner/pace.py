@@ -1,6 +1,6 @@
 """How fast devices answer, so that slow ones are hedged first and passed over later."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 _SMOOTHING: Final = 0.2
@@ -18,6 +18,8 @@ class Pace:
     def __init__(self) -> None:
         self._usual_s: dict[object, float] = {}
         self._slowness: dict[str, float] = {}
+        self._late: dict[str, tuple[int, float]] = {}
+        """How often in a row a device was late, and when it last was."""
 
     def usual_s(self, kind: object) -> float | None:
         """Return the usual time of a kind of request in seconds, or None while nothing is known."""
@@ -41,6 +43,25 @@ class Pace:
     def slowness(self, device: str) -> float:
         """Return the device's usual time over everybody's."""
         return self._slowness.get(device, 1.0)
+
+    def quicker(self, device: str, others: Iterable[str], factor: float) -> set[str]:
+        """Return those who are quicker than a device, `factor` times at least: nobody where all are slow alike."""
+        return {other for other in others if factor * self.slowness(other) < self.slowness(device)}
+
+    def late(self, device: str, asked_s: float, now_s: float) -> int:
+        """Take note of a late answer; return how many in a row there were.
+
+        Those that were waited for at the same time count once: they have one cause.
+        """
+        count, last_s = self._late.get(device, (0, asked_s))
+        if asked_s >= last_s:
+            count, last_s = count + 1, now_s
+        self._late[device] = (count, last_s)
+        return count
+
+    def punctual(self, device: str) -> None:
+        """Take note of an answer that was not late."""
+        self._late.pop(device, None)
 
     def choose(self, holders: Sequence[str]) -> str:
         """Return the first holder that is not slow, else the least slow; the others are forgiven a little."""

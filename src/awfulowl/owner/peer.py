@@ -11,12 +11,16 @@ from torch import Tensor
 
 from awfulowl.errors import GoneError, PeerError, RefusedError
 from awfulowl.fabric.base import Link
+from awfulowl.owner.floods import Floods
 from awfulowl.owner.ledger import Ledger
 from awfulowl.randomness import Seeded
 from awfulowl.wire import messages as verbs
 from awfulowl.wire.session import OwnerSession
 
 _REMEMBERED_ANSWERS: Final = 4096
+
+_REPEATS: Final = 2
+"""Times that a change is asked for again."""
 
 
 class Answer(NamedTuple):
@@ -43,6 +47,9 @@ class Peer:
         self.standing = Standing.ABSENT
         self.left_at_s = -math.inf
         self.violations = 0
+        self.floods = Floods()
+        self.muted = False
+        """Whether nothing is listened to that comes from it."""
         self.last: tuple[verbs.Apply, Sequence[Tensor | Seeded], int] | None = None
         self.used: deque[int] = deque(maxlen=_REMEMBERED_ANSWERS)
         """The last requests whose answers went into a sum. Answers to cover traffic, and those that lost against a
@@ -60,9 +67,18 @@ class Peer:
         return self.standing is Standing.PRESENT
 
     async def ask(
-        self, body: verbs.Request, tensors: Sequence[Tensor | Seeded], *, timeout_s: float, answer_bytes: int = 0
+        self,
+        body: verbs.Request,
+        tensors: Sequence[Tensor | Seeded],
+        *,
+        timeout_s: float,
+        answer_bytes: int = 0,
+        repeat_s: float = math.inf,
     ) -> Answer:
-        """Send a request and return its answer.
+        """Send a request and return its answer; with `repeat_s` ask again for a change when nothing was heard so long.
+
+        It is asked for under the same id, at most `_REPEATS` times, after twice as long each time: what is merely slow,
+        as a large load is, must not be sent too often. The tensors must not change meanwhile.
 
         Raises:
             GoneError: the device left, or is silent, or did not answer in `timeout_s`.
@@ -72,22 +88,35 @@ class Peer:
         sent_bytes = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
         await self._wait_for_credit(answer_bytes + sent_bytes, timeout_s)
         now = loop.time()
-        id_, frames = self.session.request(body, tensors, now, deadline=now + timeout_s, answer_bytes=answer_bytes)
+        deadline = now + timeout_s
+        id_, frames = self.session.request(body, tensors, now, deadline=deadline, answer_bytes=answer_bytes)
         future: asyncio.Future[list[Tensor]] = loop.create_future()
         self._waiting[id_] = future
         try:
-            # All devices share the owner's line. If messages shared it too, all would be complete at the end, and
-            # until then nobody could multiply.
-            async with self._sending:
-                for frame in frames:
-                    if future.done():
-                        break  # the device is gone, or its time is over
-                    await self._send(frame)
+            await self._send_all(frames, future)
+            for turn in range(_REPEATS if math.isfinite(repeat_s) else 0):
+                done, _ = await asyncio.wait({future}, timeout=repeat_s * 2**turn)
+                if done or not self.session.is_open:
+                    break
+                self._ledger.repeated += 1
+                _, frames = self.session.request(
+                    body, tensors, loop.time(), deadline=deadline, answer_bytes=answer_bytes, repeat_of=id_
+                )
+                await self._send_all(frames, future)
             return Answer(id_, await future)
         finally:
             if self._waiting.pop(id_, None) is not None and not future.done():
                 self.post(self.session.cancel(id_))
             self._freed.set()
+
+    async def _send_all(self, frames: Iterable[bytes], future: asyncio.Future[list[Tensor]]) -> None:
+        # All devices share the owner's line. If messages shared it too, all would be complete at the end, and until
+        # then nobody could multiply.
+        async with self._sending:
+            for frame in frames:
+                if future.done():
+                    return  # the device is gone, or its time is over
+                await self._send(frame)
 
     async def _wait_for_credit(self, size: int, timeout_s: float) -> None:
         """Wait until `size` bytes fit the credit; a request larger than all credit goes alone."""

@@ -33,6 +33,16 @@ class Policy:
     hedge_first_s: float = 2.0
     """The wait before a replica is asked while nothing is known about the usual time."""
 
+    straggler_factor: float = 4.0
+    """An answer that nobody else can give is late once it takes this many times the wait before a replica is asked."""
+
+    straggler_min_s: float = 1.0
+    """No answer is late earlier than this: loading blocks elsewhere takes some time, too."""
+
+    straggler_after: int = 3
+    """A device that serves blocks alone and is late so many times in a row has them loaded onto devices which are this
+    much quicker (`straggler_factor`) as well, where the rules allow it, and is asked for them last from then on."""
+
     repair_after_s: float = 3.0
     """A block whose holders are all gone for longer is given to another device even before it is asked for. While one
     of them is there, and answers, nobody else gets to see it; a device that comes back gets its blocks again."""
@@ -89,4 +99,18 @@ class Policy:
     """A quarantined device goes on getting old inputs for a random time in this range, so that it learns late."""
 
     max_violations: int = 256
-    """A device that sends more undecodable or unasked frames than this is quarantined."""
+    """A device that sends more frames than this which can be nobody's but a liar's is quarantined, and not heard any
+    longer: undecodable ones, forged ones, what is not for a device to say."""
+
+    flood_s: float = 60.0
+    """A device that sends more of the following in this time is treated in the same way."""
+
+    max_unasked: int = 512
+    """Answers to nothing that was asked, messages of sessions that are over, and calls in a session that is open. Late
+    answers, one for each time that something was asked, are none of these."""
+
+    max_damaged: int = 1024
+    """Frames whose check sum is wrong, less the answers that came whole: on a bad line some of both come."""
+
+    max_starts: int = 64
+    """New starts of a device, and reports of blocks that it dropped: each has blocks loaded again."""

@@ -298,16 +298,35 @@ class Product:
         first: asyncio.Task[list[Piece]] = spawn(self._ask(device, layout, batch))
         running = {first}
         try:
-            wait_s = self._patience_s(batch.x)
-            done, _ = await asyncio.wait(running, timeout=wait_s)
-            if not done and self._deployment.has_others(self._number, cells, avoid | {device}):
+            done, _ = await asyncio.wait(running, timeout=self._patience_s(batch.x))
+            if not done and await self._has_others(first, device, cells, batch, avoid):
                 self._engine.ledger.hedged += 1
-                self._engine.pace.observe(device, self._kind(batch.x), wait_s, finished=False)
                 running.add(spawn(self._cover(cells, batch, avoid | {device})))
             return await self._first(running, first, device, cells, batch, avoid)
         finally:
             for task in running:
                 task.cancel()
+
+    async def _has_others(
+        self, first: asyncio.Task[list[Piece]], device: str, cells: Sequence[int], batch: Batch, avoid: frozenset[str]
+    ) -> bool:
+        """Say whether others can be asked for what a device is slow with; find some when it is late again and again."""
+        deployment, pace, policy = self._deployment, self._engine.pace, self._engine.policy
+        kind, waited_s, late_s = self._kind(batch.x), self._patience_s(batch.x), self._late_s(batch.x)
+        asked_s = self._engine.now() - waited_s
+        if deployment.has_others(self._number, cells, avoid | {device}):
+            pace.observe(device, kind, waited_s, finished=False)
+            return True
+        done, _ = await asyncio.wait({first}, timeout=late_s - waited_s)
+        if done:
+            return False
+        pace.observe(device, kind, late_s, finished=False)
+        if pace.late(device, asked_s, self._engine.now()) < policy.straggler_after:
+            return False
+        # Beside this request: when the answer comes first, the next one finds others all the same.
+        relief = self._engine.spawn(deployment.relieve(self._number, cells, device, avoid))
+        await asyncio.wait({first, relief}, return_when=asyncio.FIRST_COMPLETED)
+        return not first.done() and relief.result()
 
     async def _first(
         self,
@@ -346,6 +365,10 @@ class Product:
         policy = self._engine.policy
         return policy.hedge_first_s if usual is None else max(policy.hedge_min_s, policy.hedge_factor * usual)
 
+    def _late_s(self, x: Tensor) -> float:
+        policy = self._engine.policy
+        return max(policy.straggler_min_s, policy.straggler_factor * self._patience_s(x))
+
     async def _ask(self, device: str, layout: Layout, batch: Batch) -> list[Piece]:
         peer = self._engine.peers[device]
         if not peer.alive:
@@ -361,7 +384,10 @@ class Product:
             number = batch.recorder.note(device, peer.session.handle, layout.cells)
             body = msgspec.structs.replace(body, keep=number)
         answer = await peer.ask(body, inputs, timeout_s=self._engine.policy.answer_timeout_s, answer_bytes=size)
-        self._engine.pace.observe(device, self._kind(batch.x), self._engine.now() - started)
+        elapsed_s = self._engine.now() - started
+        if elapsed_s < self._late_s(batch.x):
+            self._engine.pace.punctual(device)
+        self._engine.pace.observe(device, self._kind(batch.x), elapsed_s)
         return [Piece(device, layout, answer.tensors, answer.request)]
 
 

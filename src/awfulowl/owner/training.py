@@ -237,7 +237,8 @@ class TrainedDeployment(Deployment):
     async def _ask_step(self, peer: Peer, number: int, cells: Sequence[int], taken: Taken) -> None:
         jobs = tuple(job.number for job in taken.jobs)
         body = Step(terms=self.rectangles(number, cells), step=taken.step, jobs=jobs, rule=taken.rule)
-        await peer.ask(body, [], timeout_s=self.engine.policy.answer_timeout_s * STEP_TIMEOUT_FACTOR)
+        patience_s = self.engine.policy.answer_timeout_s
+        await peer.ask(body, [], timeout_s=patience_s * STEP_TIMEOUT_FACTOR, repeat_s=patience_s)
 
     def known(self, number: int) -> object:
         """Return the log of what happened since the last snapshot: a later one begins another."""

@@ -65,7 +65,7 @@ def test_what_was_found_is_shown() -> None:
         seconds_local=0.0005,
         seconds_scattered=0.029,
         bytes_per_sample=110_000,
-        statistics={"checks": 5360, "checks_failed": 1, "requests_lost": 0},
+        statistics={"checks": 5360, "checks_failed": 1, "requests_lost": 0, "kept": 0, "given_out": 0},
         notes=("share relaxed",),
     )
     console = Console(width=120, no_color=True)
@@ -74,6 +74,29 @@ def test_what_was_found_is_shown() -> None:
     for words in ("digits on 4 devices", "10 of 8 samples", "1.50e-08", "0.5 ms", "29.0 ms", "107 KiB", "5,360"):
         assert words in capture.get()
     assert msgspec.json.decode(msgspec.json.encode(found), type=Trial) == found
+
+
+def test_layers_that_the_owner_took_back_are_shown() -> None:
+    counted = {"checks": 1, "checks_failed": 0, "requests_lost": 0, "kept": 3, "given_out": 1}
+    found = Trial(
+        model="digits",
+        devices=2,
+        calls=1,
+        samples_per_call=1,
+        max_abs_diff=0.0,
+        max_abs_output=1.0,
+        seconds_local=0.1,
+        seconds_scattered=0.1,
+        bytes_per_sample=1,
+        statistics=counted,
+        notes=(),
+    )
+    console = Console(width=120, no_color=True)
+    for statistics, words in ((counted, "3: the rules"), (counted | {"kept": 0, "given_out": 0}, "none")):
+        with console.capture() as capture:
+            trial.show(msgspec.structs.replace(found, statistics=statistics), console)
+        (row,) = [line for line in capture.get().splitlines() if "layers taken back" in line]
+        assert words in row
 
 
 URL = "nats://127.0.0.1:9"
@@ -101,6 +124,25 @@ def test_bad_input_is_refused(owl: Owl, words: list[str], code: int, complaint: 
     outcome = owl("run", *words)
     assert (outcome.code, outcome.out) == (code, "")
     assert complaint in outcome.err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("identities")
+@pytest.mark.parametrize(
+    ("enrolled", "missing"), [(["d1"], ["d2", "d3"]), (["d1", "d2"], ["d3"]), (["d1", "d2", "d3"], [])]
+)
+def test_devices_of_a_plan_that_are_not_named_are(owl: Owl, enrolled: list[str], missing: list[str]) -> None:
+    assert owl("identity", "d3", "-o", "d3.key", "--json", "d3.json").code == 0
+    assert owl("plan", "digits", "--devices", "d1@one,d2@two,d3@three", "-o", "plan.owl").code == 0
+    devices = [word for name in enrolled for word in ("--device", f"{name}.json")]
+    outcome = owl("run", "digits", "--url", URL, "--identity", "owner.key", *devices, "--plan", "plan.owl")
+    complaint = outcome.err.splitlines()[-1]
+    if not missing:
+        assert "no broker lets us in" in complaint
+        return
+    assert (outcome.code, outcome.out) == (2, "")
+    assert f"plan.owl is a plan for devices that are not here: {', '.join(missing)}. " in complaint
+    assert f"owl plan digits --devices {','.join(enrolled)} -o FILE" in complaint
+    assert "--device" in complaint
 
 
 @pytest.mark.usefixtures("identities")

@@ -80,6 +80,8 @@ class OwnerSession:
         self._timing = timing
         self._line = Line(Role.OWNER, limits, entropy)
         self._open: dict[int, _Open] = {}
+        self._owed: dict[int, int] = {}  # answers that may still come, by request, the oldest first
+        self._late = 0
         self._next_id = self._first_id = 1 + entropy.below(FIRST_NUMBERS)
         self._heard_at = 0.0
 
@@ -97,6 +99,11 @@ class OwnerSession:
     def ignored(self) -> int:
         """Messages and beats that were well-formed, but late, doubled or of a session that is over."""
         return self._line.ignored
+
+    @property
+    def unasked(self) -> int:
+        """Those of `ignored` that are no late answers: one for each time that a request was sent, and not answered."""
+        return self._line.ignored - self._late
 
     @property
     def free_credit_bytes(self) -> int:
@@ -162,6 +169,9 @@ class OwnerSession:
         cost = sum(map(len, message)) + answer_bytes
         self._open[request_id] = _Open(now, deadline, cost, body.answer_tensors())
         self._next_id = max(self._next_id, request_id + 1)
+        self._owed[request_id] = self._owed.get(request_id, 0) + 1
+        if len(self._owed) > self._limits.replay_window:
+            del self._owed[next(iter(self._owed))]
         return request_id, self._line.frames_as_sent(message)
 
     def cancel(self, request_id: int) -> list[bytes]:
@@ -214,6 +224,7 @@ class OwnerSession:
             self._line.retire(self.handle, self.boot)
             self.handle = self._entropy.handle()
             self._first_id = self._next_id
+            self._owed.clear()
         self.hello = hello
         self.state, self._heard_at = OWNER[self.state][DeviceHello], now
         return [*failed, Opened(hello, fresh, self._say(self._greeting(hello)))]
@@ -246,9 +257,12 @@ class OwnerSession:
             return [Evicted(body.slices, self._line.text(body.reason))]
         if not isinstance(body, Answer | Refuse | Error):
             return []
-        request = self._open.pop(body.to, None)
+        request, owed = self._open.pop(body.to, None), self._owed.pop(body.to, 0)
+        if owed > 1:
+            self._owed[body.to] = owed - 1
         if request is None:
             self._line.ignored += 1
+            self._late += owed > 0
             return []
         if isinstance(body, Refuse):
             return [Refused(body.to, self._line.text(body.reason))]
