@@ -16,21 +16,16 @@ from awfulowl.device.lies import KINDS, Kind, Liar
 from awfulowl.errors import InputError, LocalError, PlanError, RuleError, UnavailableError
 from awfulowl.owner.peer import Standing
 from awfulowl.placement.options import Options
-from awfulowl.placement.survey import call_with
 from awfulowl.randomness import expanded
 from awfulowl.veil.base import SharedInputs
 from awfulowl.veil.shares import sharing_of
-from tests.answers import require_equal
 from tests.contract.adapters.cases import CASES, Case
+from tests.simulated import twins
 from tests.simulated.memory_fleet import ACCELERATORS, MemoryFleet, memory_fleet
+from tests.simulated.twins import MODES, called_with, equals_twin, has_numbers, require_case, unfolding
 from tests.simulated.world import World, simulate
 
 PARTIES = {f"d{number}": "abc"[number % 3] for number in range(1, 7)}
-MODES = [
-    (arithmetic, sharing)
-    for arithmetic in ("int8", "int16")
-    for sharing in (None, "inputs:2", "inputs:3", "replicated")
-]
 each_mode = pytest.mark.parametrize(("arithmetic", "sharing"), MODES)
 some = settings(
     max_examples=12,
@@ -46,34 +41,25 @@ def fleet(request: pytest.FixtureRequest) -> Iterator[MemoryFleet]:
         yield opened
 
 
-def equals_twin(fleet: MemoryFleet, model: nn.Module, example: object, **options: Any) -> None:
-    model.eval()
-    plan = owl.plan(model, example, devices=PARTIES, **options)
-    scattered = fleet.scatter(model, plan)
-    before = fleet.statistics
-    try:
-        with torch.no_grad():
-            require_equal(call_with(scattered, example), call_with(plan.twin(model), example))
-        after = fleet.statistics
-        assert after["requests"] > before["requests"], "nothing was asked of the fleet"
-        assert after["checks"] > before["checks"]
-        assert after["checks_failed"] == before["checks_failed"]
-        assert after["kept"] == before["kept"]
-    finally:
-        fleet.release(scattered)
-
-
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-@given(data=st.data())
-@some
-def test_every_adapter_equals_its_twin(fleet: MemoryFleet, case: Case, data: st.DataObject) -> None:
-    example = data.draw(case.examples)
-    if any(x.numel() == 0 for x in example.args) or example.kwargs:
-        return  # PyTorch's own module would not take them by position
-    arithmetic, sharing = data.draw(st.sampled_from(MODES))
-    block = data.draw(st.integers(1, 12))
-    equals_twin(fleet, example.module, example.args, arithmetic=arithmetic, sharing=sharing, block=block)
+def test_every_adapter_equals_its_twin(fleet: MemoryFleet, case: Case) -> None:
+    ran = 0
+
+    @some
+    @given(data=st.data())
+    def one(data: st.DataObject) -> None:
+        nonlocal ran
+        example = data.draw(case.examples.filter(has_numbers))
+        arithmetic, sharing = data.draw(st.sampled_from(MODES))
+        options = {"arithmetic": arithmetic, "sharing": sharing, "block": data.draw(st.integers(1, 12))}
+        with unfolding(case):
+            plan = equals_twin(fleet, example.module, called_with(example), **options)
+        require_case(case, example, plan)
+        ran += 1
+
+    one()
+    assert ran >= some.max_examples
 
 
 @each_mode
@@ -230,16 +216,8 @@ def options_of(arithmetic: str, sharing: str | None) -> Options:
 LARGE: Mapping[str, str] = {f"d{number}": f"party{number}" for number in range(1, 8)}
 
 
-def lanes_of(world: World) -> dict[tuple[str, int], set[int]]:
-    """The lanes that each domain ever had of each column."""
-    (panel,) = world.plan.panels
-    columns = len(panel.grid.columns)
-    ledger = world.deployment.assignment.plan().ledger
-    lanes: dict[tuple[str, int], set[int]] = {}
-    for domain, units in ledger.domains[0].items():
-        for unit in units:
-            lanes.setdefault((domain, unit % columns), set()).add(unit // columns)
-    return lanes
+def lanes_of(world: World) -> dict[tuple[str, str, int], set[int]]:
+    return twins.lanes_of(world.deployment.assignment.plan())
 
 
 @each_mode
