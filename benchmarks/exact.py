@@ -87,7 +87,7 @@ SCENES = (
     Scene((12, 6, 3), (16,)),
     Scene((8, 4, 3, 3), (5, 5), rows=(0,)),
     Scene((12, 6, 3), (16,), rows=(0,)),
-    Scene((4096, 4096), share=0.05),
+    Scene((4096, 4096), share=0.1),
 )
 SHARES = len(INTEGERS) * sum(scene.share for scene in SCENES)
 
