@@ -24,7 +24,7 @@ class Floods:
 
     def add(self, nuisance: Nuisance, now: float, policy: Policy) -> bool:
         """Count one more; say whether there were too many."""
-        limit = self._limit(nuisance, policy)
+        limit: int = getattr(policy, nuisance.value)
         level, since = self._levels.get(nuisance, (0.0, now))
         level = max(0.0, level - (now - since) * limit / policy.flood_s) + 1
         self._levels[nuisance] = level, now
@@ -35,11 +35,3 @@ class Floods:
         level, since = self._levels.get(nuisance, (0.0, 0.0))
         if level:
             self._levels[nuisance] = max(0.0, level - 1), since
-
-    @staticmethod
-    def _limit(nuisance: Nuisance, policy: Policy) -> int:
-        return {
-            Nuisance.UNASKED: policy.max_unasked,
-            Nuisance.DAMAGED: policy.max_damaged,
-            Nuisance.STARTS: policy.max_starts,
-        }[nuisance]

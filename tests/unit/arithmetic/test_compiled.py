@@ -19,6 +19,7 @@ from awfulowl.arithmetic.packing import PARTS, add, pack, put, unpack
 from awfulowl.arithmetic.quantise import dequantise, quantise, rounded, steps
 from awfulowl.blocks.kernels import Convolution, Dense
 from awfulowl.errors import InputError
+from tests.prepared import prepared
 
 SMALLEST = 2.0**-126
 
@@ -31,11 +32,8 @@ SIZES = st.sampled_from([0.0, 1e-44, 1e-38, 1e-20, 1.0, 1e20, 3e38])
 
 @pytest.fixture(autouse=True)
 def _kept() -> Iterator[None]:
-    """Leave other tests what they had."""
-    before = compiled._LOOPS.module
-    assert compiled.prepare()
-    yield
-    compiled._LOOPS.module = before
+    with prepared(compiled._LOOPS):
+        yield
 
 
 def floats(shape: tuple[int, ...], size: float, seed: int) -> Tensor:

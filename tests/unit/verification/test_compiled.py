@@ -23,6 +23,7 @@ from awfulowl.verification.freivalds import Check, Expectation
 from awfulowl.verification.images import _carrying
 from awfulowl.verification.sums import is_quick
 from awfulowl.verification.training import TrainingCheck
+from tests.prepared import prepared
 from tests.simulated.memory_fleet import still_fleet
 from tests.simulated.training import perceptron, twins
 from tests.unit.verification.shapes import Layer, convolution, dense, layers, some
@@ -30,11 +31,8 @@ from tests.unit.verification.shapes import Layer, convolution, dense, layers, so
 
 @pytest.fixture(autouse=True)
 def _kept() -> Iterator[None]:
-    """Leave other tests what they had."""
-    before = compiled._LOOPS.module
-    assert compiled.prepare()
-    yield
-    compiled._LOOPS.module = before
+    with prepared(compiled._LOOPS):
+        yield
 
 
 shapes = st.tuples(st.integers(1, 7), st.integers(0, 6), st.integers(0, 70))

@@ -20,6 +20,7 @@ from awfulowl.verification import compiled, unrolled
 from awfulowl.verification.exact import MISS_BITS, ExactCheck, ExactExpectation, modular_secrets
 from awfulowl.verification.unrolled import IntegerVectors, fits, unroll_integers
 from tests.contract.verification.cases import Case, cases, in_numbers
+from tests.prepared import prepared
 from tests.unit.verification.shapes import convolution, some
 from tests.unit.verification.test_exact import Ends, Uneven, check_of, flipped
 
@@ -34,13 +35,11 @@ BOUNDS = (
 
 @pytest.fixture(params=["loops", "PyTorch"], autouse=True)
 def _loops(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run each test in compiled loops, and without; leave other tests what they had."""
-    before = compiled._LOOPS.module
-    assert compiled.prepare()
-    if request.param == "PyTorch":
-        compiled._LOOPS.module = None
-    yield
-    compiled._LOOPS.module = before
+    """Run each test in compiled loops, and without."""
+    with prepared(compiled._LOOPS):
+        if request.param == "PyTorch":
+            compiled._LOOPS.module = None
+        yield
 
 
 def image_case(numbers: Integers, batch: int = 5, side: int = 6) -> Case:
