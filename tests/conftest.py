@@ -22,6 +22,13 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse names that hold an address: each process of a run would collect other tests."""
+    named = [item.nodeid for item in items if "object at 0x" in item.nodeid or "function at 0x" in item.nodeid]
+    if named:
+        raise pytest.UsageError(f"the names of these tests change from run to run, give them ids: {', '.join(named)}")
+
+
 class RunningBroker:
     """A broker that lives as long as the test session, and identities that it knows."""
 
