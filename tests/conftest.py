@@ -1,5 +1,6 @@
 """What all tests share: the embedded broker, where this machine has one, and no assertion about time."""
 
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -17,6 +18,9 @@ from tests.missing import skip
 
 # Tests run side by side, one on each core: threads of PyTorch that wait for each other would only stand in the way.
 torch.set_num_threads(1)
+
+# In the background of a script interruptions are ignored, and would be by all processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")

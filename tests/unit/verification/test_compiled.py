@@ -3,9 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
-from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -302,22 +300,6 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_numba_all_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
     assert not compiled.prepare()
-
-
-@pytest.mark.usefixtures("fresh")
-def test_where_nothing_can_be_kept_it_is_compiled_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    njit, kept = numba.njit, []
-
-    def nowhere(*arguments: Any, **options: Any) -> Any:
-        kept.append(options["cache"])
-        if options["cache"]:
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(*arguments, **options)
-
-    monkeypatch.setattr(numba, "njit", nowhere)
-    assert compiled.prepare()
-    assert kept == [True, False] * (len(kept) // 2)
-    assert kept
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
