@@ -107,7 +107,7 @@ async def audited(deployment: "TrainedDeployment", number: int) -> list[Tensor]:
             _blame(deployment, number, device)
         if liars.isdisjoint(givers.values()):  # what others said who are gone since is not in this state
             return state
-    raise UnavailableError(f"{deployment.panels[number].name}: {_AGAIN_AND_AGAIN}")
+    raise UnavailableError(f"{deployment.panels[number].title}: {_AGAIN_AND_AGAIN}")
 
 
 async def _given(
@@ -139,7 +139,7 @@ def _blame(deployment: "TrainedDeployment", number: int, device: str) -> None:
     peer = deployment.engine.peers[device]
     if peer.standing is not Standing.QUARANTINED:
         deployment.engine.ledger.lies_caught += 1
-        name = deployment.panels[number].name
+        name = deployment.panels[number].title
         deployment.engine.quarantine(peer, f"blocks of {name} are not what they should be")
 
 
@@ -148,7 +148,7 @@ async def _fetch(deployment: "TrainedDeployment", number: int, get: Get, parts: 
 
     Whoever fails to answer twice is passed over from then on: its blocks are rebuilt elsewhere, if the rules allow it.
     """
-    name = deployment.panels[number].name
+    name = deployment.panels[number].title
     failures: Counter[str] = Counter()
 
     async def one(cell: int, matrix: int) -> list[Tensor]:
@@ -223,7 +223,7 @@ def _rework(deployment: "TrainedDeployment", number: int, cell: int, reworked: R
     yield liar(history.step - len(history.log))
     for taken in history.log:
         if not isinstance(taken.rule, Adaptation):
-            raise ModelError(f"{panel.name}: a step of another kind is among those of Adam")
+            raise ModelError(f"{panel.title}: a step of another kind is among those of Adam")
         pairs = [(job.x[:, inputs], job.dy[:, outputs]) for job in taken.jobs]
         reworked.step(taken.rule, gradient_of(grid.kernel, shape, pairs, column.groups))
         yield liar(taken.step)

@@ -81,7 +81,7 @@ class TransposedProduct:
             ledger.requests_lost += 1
             if isinstance(error, TimeoutError):
                 raise UnavailableError(
-                    f"{self._panel.name}: no gradient within {self._engine.policy.request_timeout_s:g} s; "
+                    f"{self._panel.title}: no gradient within {self._engine.policy.request_timeout_s:g} s; "
                     "see fleet.events"
                 ) from error
             raise
@@ -115,7 +115,7 @@ class TransposedProduct:
         finally:
             if seeing is not None:
                 seeing.cancel()
-        raise UnavailableError(f"{self._panel.name}: answers keep failing the check; see fleet.events")
+        raise UnavailableError(f"{self._panel.title}: answers keep failing the check; see fleet.events")
 
     async def _expect(self, job: Job) -> Callable[[], Expectation] | None:
         """Return what says what dx is held to, computed by now if it takes long; None where nothing is checked."""
@@ -173,7 +173,7 @@ class TransposedProduct:
         if piece.device in self._deployment.rebuilt[self._number]:
             return True  # it will be asked what it holds
         peer = self._engine.peers[piece.device]
-        reason = f"gradients for {self._panel.name} are not those of its blocks"
+        reason = f"gradients for {self._panel.title} are not those of its blocks"
         if self._layouts.fits(piece, job.x):
             try:
                 found = await witness(self._deployment, self._number, piece.layout.answered, peer)
@@ -181,7 +181,7 @@ class TransposedProduct:
                 self._engine.note("failover", piece.device, str(error))
                 return False
             if found is None:
-                reason = f"blocks of {self._panel.name} are not what they should be by now"
+                reason = f"blocks of {self._panel.title} are not what they should be by now"
             elif await self._engine.compute(lambda: self._multiplies(found, piece, job)):
                 return True
         self._engine.ledger.lies_caught += 1
@@ -201,11 +201,11 @@ class TransposedProduct:
         """
         largest = float(job.dy.abs().max())
         if not math.isfinite(largest):
-            raise InputError(f"{self._panel.name}: gradients are not finite (is the loss?); nothing has moved")
+            raise InputError(f"{self._panel.title}: gradients are not finite (is the loss?); nothing has moved")
         grid = self._grid
         bound = largest * grid.outputs * math.prod(grid.size) * self._deployment.largest_weight(self._number)
         if bound > torch.finfo(torch.float32).max / 4:
-            raise InputError(f"{self._panel.name}: gradients of {largest:.1e} may lead out of the range of float32")
+            raise InputError(f"{self._panel.title}: gradients of {largest:.1e} may lead out of the range of float32")
 
     # Who is asked
 

@@ -65,7 +65,7 @@ async def _panel(deployment: TrainedDeployment, number: int) -> float:
         total = await _measured(deployment, number, jobs)
         if total is not None:
             return total
-    raise UnavailableError(f"{deployment.panels[number].name}: nobody honest says how long the gradient is")
+    raise UnavailableError(f"{deployment.panels[number].title}: nobody honest says how long the gradient is")
 
 
 def exactly(jobs: Sequence[Job]) -> float:
@@ -95,7 +95,7 @@ async def _measured(deployment: TrainedDeployment, number: int, jobs: Sequence[J
             if said is not None:
                 deployment.engine.ledger.lies_caught += 1
                 peer = deployment.engine.peers[device]
-                deployment.engine.quarantine(peer, f"its gradient of {panel.name} is not as long as it says")
+                deployment.engine.quarantine(peer, f"its gradient of {panel.title} is not as long as it says")
             return None
         total += said
     return total

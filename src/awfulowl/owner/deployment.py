@@ -134,7 +134,7 @@ class Deployment(Holdings):
         """Return the holders of a cell; those in `avoid` only when nobody else may have it."""
         while True:
             if key[0] in self.kept:
-                raise KeptError(self.panels[key[0]].name)
+                raise KeptError(self.panels[key[0]].title)
             holders = self.holders(key, avoid)
             if not holders and self.waits and self.coming[key] > 0:
                 await self.engine.change()
@@ -186,7 +186,7 @@ class Deployment(Holdings):
                 return False
         for cell in cells:
             self.assignment.demote(number, cell, {device})
-        self.engine.note("late", device, f"again and again: others take its cells of {self.panels[number].name}")
+        self.engine.note("late", device, f"again and again: others take its cells of {self.panels[number].title}")
         return True
 
     def _takers(self, key: CellKey, avoid: Collection[str]) -> list[str]:
@@ -205,7 +205,7 @@ class Deployment(Holdings):
             if self._on_change is not None:
                 self._on_change(self.assignment.plan())
             self.engine.ledger.replaced += 1
-            self.engine.note("replaced", device, f"takes a cell of {self.panels[key[0]].name}")
+            self.engine.note("replaced", device, f"takes a cell of {self.panels[key[0]].title}")
             task = self.engine.spawn(self._load(self.engine.peers[device], key[0], [key[1]]))
             self._loading[device, key] = task
             task.add_done_callback(lambda _: self._loading.pop((device, key), None))
@@ -238,7 +238,7 @@ class Deployment(Holdings):
         self.kept.add(number)
         self.engine.ledger.kept += 1
         self.engine.note(
-            "kept", "", f"the rules allow no placement for {self.panels[number].name}: the owner takes it back"
+            "kept", "", f"the rules allow no placement for {self.panels[number].title}: the owner takes it back"
         )
         self.engine.changed()
 
@@ -263,7 +263,7 @@ class Deployment(Holdings):
         if number in self.kept and self.has_others(number, range(len(self.panels[number].cells)), ()):
             self.kept.discard(number)
             self.engine.ledger.given_out += 1
-            self.engine.note("given out", "", f"{self.panels[number].name} is on devices again")
+            self.engine.note("given out", "", f"{self.panels[number].title} is on devices again")
 
     async def _repair_later(self) -> None:
         """After a while, give cells that nobody holds any longer to others, before they are asked for.

@@ -122,7 +122,7 @@ def _check_range(training: TrainedDeployment, number: int, rule: Adaptation) -> 
     most = torch.finfo(torch.float32).max / 4 * max(1 - rule.square_square, UNIT_ROUNDOFF)
     if not root**2 < most:
         raise InputError(
-            f"{training.panels[number].name}: squares of gradients may lead out of the range of float32; nothing has "
+            f"{training.panels[number].title}: squares of gradients may lead out of the range of float32; nothing has "
             "moved. Scale the loss"
         )
 

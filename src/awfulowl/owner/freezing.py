@@ -77,7 +77,7 @@ async def _freeze_panel(deployment: TrainedDeployment, panel: int, number: int) 
         missing = [cell for cell in missing if cell not in sources]
         if not missing:
             return sources
-    raise UnavailableError(f"{deployment.panels[panel].name}: no device would copy its blocks; see fleet.events")
+    raise UnavailableError(f"{deployment.panels[panel].title}: no device would copy its blocks; see fleet.events")
 
 
 async def _ask(deployment: TrainedDeployment, panel: int, device: str, cells: Iterable[int], number: int) -> None:
@@ -103,7 +103,7 @@ async def fetch_frozen(deployment: TrainedDeployment, frozen: Frozen, timeout_s:
 
 async def _fetch_panel(deployment: TrainedDeployment, panel: int, frozen: Frozen, timeout_s: float) -> list[Tensor]:
     sources, check, digests = frozen.sources[panel], frozen.checks[panel], frozen.digests[panel]
-    name = deployment.panels[panel].name
+    name = deployment.panels[panel].title
 
     async def get(cell: int, matrix: int) -> list[Tensor]:
         peer = deployment.engine.peers[sources[cell]]

@@ -69,7 +69,7 @@ async def fetch_panel(
                 cells = [index for index, cell in enumerate(panel.cells) if cell.lane == lane]
                 await together(one(cell, matrix) for cell in cells)
     except TimeoutError as error:
-        raise UnavailableError(f"{panel.name}: not all weights came within {timeout_s:g} s") from error
+        raise UnavailableError(f"{panel.title}: not all weights came within {timeout_s:g} s") from error
     whole = []
     for sums in blocks:
         pieces = [((row,), (column,), numbers.restore(block, (row,))) for (column, row), block in sums.items()]
@@ -127,9 +127,9 @@ async def _fetch(deployment: Deployment, number: int, cell: int, matrix: int) ->
         else:
             if found is not None:
                 return found
-            deployment.engine.quarantine(peer, f"weights of {panel.name} failed the check")
+            deployment.engine.quarantine(peer, f"weights of {panel.title} failed the check")
         avoid |= {device}
-    raise UnavailableError(f"{panel.name}: no honest device returned these weights")
+    raise UnavailableError(f"{panel.title}: no honest device returned these weights")
 
 
 async def gather(

@@ -201,7 +201,7 @@ class Holdings:
         for column in columns:
             if self._lanes.setdefault((number, column, domain), lane) != lane:
                 raise LocalError(
-                    f"domain '{domain}' would get two shares of {self.panels[number].name}, column {column}; nothing "
+                    f"domain '{domain}' would get two shares of {self.panels[number].title}, column {column}; nothing "
                     "was sent. This is a defect of the placement, or a plan that was changed: please report it"
                 )
 

@@ -124,7 +124,7 @@ class PanelCalls:
             ScatteredError: the model is not trained.
         """
         if self._training is None:
-            raise ScatteredError(f"{self._panel.name} was scattered to be served: scatter it with train=True")
+            raise ScatteredError(f"{self._panel.title} was scattered to be served: scatter it with train=True")
         return Tape(self._training.number, keeps=self._training.histories[self._number].trainable)
 
     def transposed(
@@ -154,7 +154,7 @@ class PanelCalls:
         grid = self._panel.grid
         flat = x.detach().reshape(-1, features) if isinstance(grid.kernel, Dense) else x.detach()
         if flat.shape[1] != features or flat.dim() != 2 + len(grid.size):
-            raise InputError(f"{self._panel.name}: {tuple(x.shape)} where {features} features are multiplied")
+            raise InputError(f"{self._panel.title}: {tuple(x.shape)} where {features} features are multiplied")
         return flat.to("cpu", torch.float32)
 
 

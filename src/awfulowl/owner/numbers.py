@@ -291,7 +291,7 @@ class Exact(Numbers):
         """
         own, integers = rounded(x, self._numbers)
         if not bool(own.isfinite().all()):
-            name = self._panel.name or "the model"
+            name = self._panel.title
             raise InputError(f"{name}: the inputs are not finite, and integers have no infinity and no NaN")
         return Entered(integers, own)
 
@@ -355,7 +355,7 @@ def _verified(panel: Panel, check: AnyCheck, block: Tensor, rows: Sequence[int],
 
 def _require(panel: Panel, unchanged: bool) -> None:
     if not unchanged:
-        name = panel.name or "the model"
+        name = panel.title
         raise ModelError(f"{name}: the weights changed since they were scattered; scatter the model again")
 
 

@@ -297,7 +297,7 @@ def trainable(model: nn.Module, plan: Plan, parts: Iterable[Part]) -> list[bool]
         ModelError: a panel has weights that do and others that do not; weights are also used elsewhere, or not float32;
             a parameter has hooks.
     """
-    rounded = [panel.name for panel in plan.panels if panel.arithmetic != FLOAT32]
+    rounded = [panel.title for panel in plan.panels if panel.arithmetic != FLOAT32]
     if rounded or plan.sharing:
         raise PlanError(f"{'shared' if plan.sharing else rounded[0]}: integers are not trained, make a plan of float32")
     parts = tuple(parts)
@@ -319,14 +319,14 @@ def trainable(model: nn.Module, plan: Plan, parts: Iterable[Part]) -> list[bool]
                 )
         own = {module.get_parameter(name).requires_grad for name in part.target.adapter.parameters(module)}
         if len(own) > 1:
-            raise ModelError(f"'{path}' is partly frozen: freeze all of its weights, or none")
+            raise ModelError(f"{path or 'the model'} is partly frozen: freeze all of its weights, or none")
         wanted |= {product_name(path, made.name): own == {True} for made in part.target.adapter.products(module)}
     found = []
     for panel in plan.panels:
         own = {wanted[member.product] for member in panel.members}
         if len(own) > 1:
             raise ModelError(
-                f"{panel.name}: some of its layers are frozen and some are not, and they are trained together: "
+                f"{panel.title}: some of its layers are frozen and some are not, and they are trained together: "
                 "freeze them before you plan"
             )
         found.append(own == {True})

@@ -111,7 +111,7 @@ class Product:
         except TimeoutError as error:
             ledger.requests_lost += 1
             raise UnavailableError(
-                f"{self._panel.name}: no answer within {self._engine.policy.request_timeout_s:g} s; see fleet.events"
+                f"{self._panel.title}: no answer within {self._engine.policy.request_timeout_s:g} s; see fleet.events"
             ) from error
         except UnavailableError:
             ledger.requests_lost += 1
@@ -167,7 +167,7 @@ class Product:
                 expecting = asyncio.ensure_future(self._expect(batch))
         finally:
             expecting.cancel()
-        raise UnavailableError(f"{self._panel.name}: answers keep failing the check; see fleet.events")
+        raise UnavailableError(f"{self._panel.title}: answers keep failing the check; see fleet.events")
 
     async def _split(self, x: Tensor) -> SharedInputs:
         """Share inputs afresh; with a single share there is nothing to compute."""
@@ -239,7 +239,7 @@ class Product:
         for piece in guilty:
             self._engine.ledger.lies_caught += 1
             self._engine.quarantine(
-                self._engine.peers[piece.device], f"an answer for {self._panel.name} failed the check"
+                self._engine.peers[piece.device], f"an answer for {self._panel.title} failed the check"
             )
         self._deployment.renew(self._number)
         again = [cell for piece in guilty for cell in piece.layout.cells]
@@ -275,7 +275,7 @@ class Product:
         """
         if not isinstance(self._numbers, Floats):
             return
-        name, largest = self._panel.name or "the model", float(x.abs().max())
+        name, largest = self._panel.title, float(x.abs().max())
         if not math.isfinite(largest):
             raise InputError(f"{name}: the inputs are not finite, so no product can be checked")
         bound = largest * self._grid.inputs * math.prod(self._grid.size) * self._deployment.largest_weight(self._number)

@@ -127,7 +127,9 @@ def states(found: Checkpoint, plan: Plan) -> dict[str, list[Tensor]]:
             adaptive = own[-1] is not None or found.facts.adapted.get(member.product)
             wanted = ADAPTATION_PARTS if adaptive else DESCENT_PARTS
             if len(tensors) != wanted or any(tensor.dtype is not torch.float32 for tensor in tensors):
-                raise CheckpointError(f"the checkpoint holds no state of {member.product} in this model's shape")
+                raise CheckpointError(
+                    f"the checkpoint holds no state of {member.product or 'the model'} in this model's shape"
+                )
             states[member.product] = tensors
     return states
 

@@ -70,7 +70,7 @@ async def take(training: "TrainedDeployment", number: int) -> list[Tensor]:
         check = training.check(number)
         if not await adds_up(training, check, state):
             raise UnavailableError(
-                f"{training.panels[number].name}: the blocks that devices hold do not add up to what was trained"
+                f"{training.panels[number].title}: the blocks that devices hold do not add up to what was trained"
             )
         training.strayed(number, check.drift)
         training.engine.ledger.snapshots += 1
@@ -109,7 +109,7 @@ async def _compare_replicas(training: "TrainedDeployment", number: int) -> None:
         except PeerError:
             same = [False]
         if not all(same):
-            training.engine.note("behind", device, f"{training.panels[number].name}: not the bits of its replica")
+            training.engine.note("behind", device, f"{training.panels[number].title}: not the bits of its replica")
             training.behind(device, number, cells)
 
 

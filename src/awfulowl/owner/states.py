@@ -119,4 +119,4 @@ class Trained(Floats):
     def here(self, x: Tensor) -> Tensor:
         """Refuse: where the weights are now is known to devices only."""
         del x
-        raise ModelError(f"{self._panel.name} is trained on devices: the owner cannot multiply with it")
+        raise ModelError(f"{self._panel.title} is trained on devices: the owner cannot multiply with it")

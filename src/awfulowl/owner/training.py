@@ -98,14 +98,14 @@ class TrainedDeployment(Deployment):
         """Return the check of a panel."""
         check = self.checks[number]
         if not isinstance(check, TrainingCheck):
-            raise InputError(f"{self.panels[number].name} is not trained")
+            raise InputError(f"{self.panels[number].title} is not trained")
         return check
 
     def state(self, number: int) -> Trained:
         """Return what is known of a panel."""
         found = self.numbers[number]
         if not isinstance(found, Trained):
-            raise InputError(f"{self.panels[number].name} is not trained")
+            raise InputError(f"{self.panels[number].title} is not trained")
         return found
 
     def adapt(self, numbers: Iterable[int]) -> None:
@@ -166,7 +166,7 @@ class TrainedDeployment(Deployment):
         check = self.check(number)
         seen = await self.engine.compute(partial(check.see, job.x, job.dy))
         if not all(side.is_finite for side in seen):
-            name = self.panels[number].name
+            name = self.panels[number].title
             raise InputError(
                 f"{name}: gradients are not finite, or too large for float32 (is the loss?); they were dropped, and "
                 "nothing has moved"
@@ -231,7 +231,7 @@ class TrainedDeployment(Deployment):
         try:
             await self._ask_step(self.engine.peers[device], number, cells, taken)
         except PeerError as error:
-            self.engine.note("behind", device, f"{self.panels[number].name}: {error}")
+            self.engine.note("behind", device, f"{self.panels[number].title}: {error}")
             self.behind(device, number, cells)
 
     async def _ask_step(self, peer: Peer, number: int, cells: Sequence[int], taken: Taken) -> None:
@@ -256,7 +256,7 @@ class TrainedDeployment(Deployment):
         log, given, position = history.log, set[int](), 0
         while True:
             if history.log is not since:
-                raise GoneError(f"{peer.name}: there is a newer snapshot of {self.panels[number].name}")
+                raise GoneError(f"{peer.name}: there is a newer snapshot of {self.panels[number].title}")
             taken = log[position] if position < len(log) else None
             jobs = history.pending if taken is None else taken.jobs
             job = next((job for job in jobs if job.number not in given), None)
@@ -346,7 +346,7 @@ class TrainedDeployment(Deployment):
             UnavailableError: always.
         """
         raise UnavailableError(
-            f"{self.panels[number].name}: too few devices are left, the rules allow none of them these blocks. "
+            f"{self.panels[number].title}: too few devices are left, the rules allow none of them these blocks. "
             "Nothing has moved: add devices and resume from a checkpoint"
         )
 

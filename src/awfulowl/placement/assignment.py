@@ -28,7 +28,7 @@ class Assignment:
         self._entropy = entropy
         self._devices = {device.name: device for device in plan.devices}
         self._ledger = plan.ledger.copy()
-        layers = [(panel.name, len(panel.grid.columns)) for panel in plan.panels]
+        layers = [(panel.title, len(panel.grid.columns)) for panel in plan.panels]
         self._referee = Referee(plan.rules, self._ledger, layers, plan.neighbours)
         self._holders = [[list(cell.holders) for cell in panel.cells] for panel in plan.panels]
         self._cells: dict[str, list[tuple[int, int]]] = {}

@@ -130,20 +130,21 @@ def _fewest_columns(inputs: int, rules: Rules, options: Options) -> int:
 
 def _refusal(name: str, inputs: int, capacity: Capacity | Lanes) -> str:
     rules, devices = capacity.rules, len(capacity.devices)
+    title, kept = (name, f"keep it at the owner (keep=('{name}',)), ") if name else ("the model", "")
     if inputs == 1:
         return (
-            f"rule 'more than one column': {name} has a single input, which every holder sees; "
-            f"keep it at the owner (keep=('{name}',)), unfold it if it is a convolution, or do without strict"
+            f"rule 'more than one column': {title} has a single input, which every holder sees; "
+            f"{kept}unfold it if it is a convolution, or do without strict"
         )
     needed = rules.replicas / devices
     if exactly(rules.share) * devices < rules.replicas:
         return (
             f"rule 'device share': {devices} devices that may each see {rules.share:.3g} of the slices of "
-            f"{name} cannot hold {rules.replicas} replicas of it; it takes a share of {needed:.3g}, or "
+            f"{title} cannot hold {rules.replicas} replicas of it; it takes a share of {needed:.3g}, or "
             f"{math.ceil(rules.replicas / exactly(rules.share))} devices, or fewer replicas"
         )
     return (
         f"rules 'device share' {rules.share:.3g} and 'domain share' {rules.domain_share:.3g}: the {inputs} inputs of "
-        f"{name} cannot be dealt to the devices with {rules.replicas} replicas; it takes larger shares, more "
+        f"{title} cannot be dealt to the devices with {rules.replicas} replicas; it takes larger shares, more "
         "devices or domains (name the domains of devices that you know), smaller blocks, or fewer replicas"
     )

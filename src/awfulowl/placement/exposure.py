@@ -129,7 +129,7 @@ def expose(plan: Plan, *, shares: Sequence[float] = SHARES, churn: int = 1, alar
         reached = learn.coalition(ALARM_COALITION)
         if reached.seen >= alarm:
             seen = f"{reached.members} of {units} {kind} have seen {reached.seen:.0%}"
-            alarms.append(f"{panel.name}: {seen} of its input slices")
+            alarms.append(f"{panel.title}: {seen} of its input slices")
     return Exposure(
         units=kind,
         churn=churn,

@@ -61,6 +61,11 @@ class Panel(Sealed, frozen=True):
     arithmetic: str = FLOAT32
     error: float | None = None
 
+    @property
+    def title(self) -> str:
+        """The name for people to read; a model that is one layer has none of its own."""
+        return self.name or "the model"
+
     def slice_handle(self, column: int, matrix: int = 0) -> bytes:
         """Return the name of a column to whoever holds a matrix, counted over all lanes."""
         return self.slice_handles[matrix * len(self.grid.columns) + column]

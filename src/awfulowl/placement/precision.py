@@ -78,9 +78,11 @@ def _chosen(
         return layer
     fits = [name for name in names if why_unfit(layer, INTEGERS[name]) is None]
     if not fits:
-        wider = "choose arithmetic='int16', or " if why_unfit(layer, INTEGERS["int16"]) is None else ""
-        reason = why_unfit(layer, INTEGERS[names[-1]])
-        raise ModelError(f"{reason}: {wider}keep it at the owner (keep=('{layer.product}',))")
+        ways = ["choose arithmetic='int16'"] if why_unfit(layer, INTEGERS["int16"]) is None else []
+        ways += [f"keep it at the owner (keep=('{layer.product}',))"] if layer.product else []
+        raise ModelError(
+            ": ".join([f"{why_unfit(layer, INTEGERS[names[-1]])}", *([", or ".join(ways)] if ways else [])])
+        )
     good = (name for name in fits if measured[name].get(layer.product, math.inf) <= options.error_budget)
     name = next(good, fits[-1])
     return layer._replace(arithmetic=name, error=measured[name].get(layer.product))

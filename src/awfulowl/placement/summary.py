@@ -157,9 +157,9 @@ def _outputs(panel: Panel, rows: Iterable[int]) -> int:
 def _exceptions(panel: Panel, rules: Rules) -> tuple[str, ...]:
     columns = len(panel.grid.columns)
     if columns == 1:
-        return (f"{panel.name} is one column: each holder sees its whole input",)
+        return (f"{panel.title} is one column: each holder sees its whole input",)
     if exactly(rules.share) * columns < 1:
-        return (f"{panel.name} has {columns} columns only: one slice is more than the share {rules.share:.3g}",)
+        return (f"{panel.title} has {columns} columns only: one slice is more than the share {rules.share:.3g}",)
     return ()
 
 

@@ -82,10 +82,14 @@ def test_a_layer_that_does_not_fit_int8_is_int16_automatically() -> None:
 @pytest.mark.parametrize("arithmetic", ["int16", "auto"])
 def test_nobody_is_sent_to_int16_who_is_there(arithmetic: str) -> None:
     """The shape is only said to be so large: of weights that size none are made."""
-    found = survey(nn.Linear(4, 3), torch.ones(1, 4))
-    found = found._replace(layers=tuple(layer._replace(shape=(2**24, 2**13)) for layer in found.layers))
-    with pytest.raises(ModelError, match=r"too many to be checked in int16: keep it at the owner"):
-        choose(nn.Linear(4, 3), found, torch.ones(1, 4), Options(arithmetic=arithmetic))
+    for model, hint in (
+        (nn.Sequential(nn.Linear(4, 3)), r": keep it at the owner \(keep=\('0',\)\)$"),
+        (nn.Linear(4, 3), "$"),
+    ):
+        found = survey(model, torch.ones(1, 4))
+        found = found._replace(layers=tuple(layer._replace(shape=(2**24, 2**13)) for layer in found.layers))
+        with pytest.raises(ModelError, match=rf"too many to be checked in int16{hint}"):
+            choose(model, found, torch.ones(1, 4), Options(arithmetic=arithmetic))
 
 
 # Errors
