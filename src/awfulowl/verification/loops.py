@@ -1,7 +1,8 @@
 """The loops of `compiled`, which read every number of a sample once. To be imported where numba is installed.
 
-Arrays are (batch, channels), secrets (rows, channels). Three rows, or several samples, at a time: each would else be
-fetched as often. Sums may be in any order; vectors need that.
+Arrays are (batch, channels), secrets (rows, channels). Three rows and several samples at a time: each would else be
+fetched, and raised to float64, as often. Sums may be in any order; vectors need that, and few arrays in a loop: it has to
+ask of each that it writes whether it overlaps another, and gives up beyond eight such pairs.
 """
 
 import math
@@ -20,53 +21,76 @@ _compiled: Final = loop("reassoc", "contract", "nsz")
 
 
 @_compiled
-def _weigh_two(weights: Any, x: Any, b: int, out: Any) -> None:
-    """out[k, b] = Σ_i weights[k, i] x[b, i], in float64, and the same of the next sample."""
-    rows, c = len(weights), min(b + 1, len(x) - 1)
+def _weigh_four(weights: Any, x: Any, b: int, out: Any) -> None:
+    """out[k, b] = Σ_i weights[k, i] x[b, i], in float64, and the same of the next three samples."""
+    rows, last = len(weights), len(x) - 1
+    c, d, e = min(b + 1, last), min(b + 2, last), min(b + 3, last)
+    x_b, x_c, x_d, x_e = x[b], x[c], x[d], x[e]
     for k in range(0, rows, 3):
         m, n = min(k + 1, rows - 1), min(k + 2, rows - 1)
+        w_k, w_m, w_n = weights[k], weights[m], weights[n]
         kb, mb, nb, kc, mc, nc = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        kd, md, nd, ke, me, ne = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
         for i in range(x.shape[1]):
-            one, other = np.float64(x[b, i]), np.float64(x[c, i])
-            kb += weights[k, i] * one
-            mb += weights[m, i] * one
-            nb += weights[n, i] * one
-            kc += weights[k, i] * other
-            mc += weights[m, i] * other
-            nc += weights[n, i] * other
+            of_k, of_m, of_n = w_k[i], w_m[i], w_n[i]
+            of_b, of_c, of_d, of_e = np.float64(x_b[i]), np.float64(x_c[i]), np.float64(x_d[i]), np.float64(x_e[i])
+            kb += of_k * of_b
+            mb += of_m * of_b
+            nb += of_n * of_b
+            kc += of_k * of_c
+            mc += of_m * of_c
+            nc += of_n * of_c
+            kd += of_k * of_d
+            md += of_m * of_d
+            nd += of_n * of_d
+            ke += of_k * of_e
+            me += of_m * of_e
+            ne += of_n * of_e
         out[k, b], out[m, b], out[n, b] = kb, mb, nb
         out[k, c], out[m, c], out[n, c] = kc, mc, nc
+        out[k, d], out[m, d], out[n, d] = kd, md, nd
+        out[k, e], out[m, e], out[n, e] = ke, me, ne
 
 
 @_compiled
-def _square_two(weights: Any, x: Any, b: int, out: Any) -> None:
-    """out[k, b] = Σ_i weights[k, i] x[b, i]², in float32, and the same of the next sample."""
-    rows, none = len(weights), np.float32(0)
-    for d in (b, min(b + 1, len(x) - 1)):
+def _square_four(weights: Any, x: Any, b: int, out: Any) -> None:
+    """out[k, b] = Σ_i weights[k, i] x[b, i]², in float32, and the same of the next three samples."""
+    rows, last, none = len(weights), len(x) - 1, np.float32(0)
+    c, d, e = min(b + 1, last), min(b + 2, last), min(b + 3, last)
+    if rows == 1:
+        of_b, of_c, of_d, of_e = none, none, none, none
+        for i in range(x.shape[1]):
+            of_b += weights[0, i] * (x[b, i] * x[b, i])
+            of_c += weights[0, i] * (x[c, i] * x[c, i])
+            of_d += weights[0, i] * (x[d, i] * x[d, i])
+            of_e += weights[0, i] * (x[e, i] * x[e, i])
+        out[0, b], out[0, c], out[0, d], out[0, e] = of_b, of_c, of_d, of_e
+        return
+    for one in range(b, min(b + 4, len(x))):
         for k in range(0, rows, 3):
             m, n = min(k + 1, rows - 1), min(k + 2, rows - 1)
             of_k, of_m, of_n = none, none, none
             for i in range(x.shape[1]):
-                square = x[d, i] * x[d, i]
+                square = x[one, i] * x[one, i]
                 of_k += weights[k, i] * square
                 of_m += weights[m, i] * square
                 of_n += weights[n, i] * square
-            out[k, d], out[m, d], out[n, d] = of_k, of_m, of_n
+            out[k, one], out[m, one], out[n, one] = of_k, of_m, of_n
 
 
 @_compiled
 def weigh(weights: Any, x: Any, out: Any) -> None:
     """out[k, b] = Σ_i weights[k, i] x[b, i], in float64."""
-    for b in range(0, len(x), 2):
-        _weigh_two(weights, x, b, out)
+    for b in range(0, len(x), 4):
+        _weigh_four(weights, x, b, out)
 
 
 @_compiled
 def measure(weights: Any, spread: Any, x: Any, out: Any, energies: Any) -> None:
     """The same, and energies[k, b] = Σ_i spread[k, i] x[b, i]², in float32."""
-    for b in range(0, len(x), 2):
-        _weigh_two(weights, x, b, out)
-        _square_two(spread, x, b, energies)
+    for b in range(0, len(x), 4):
+        _weigh_four(weights, x, b, out)
+        _square_four(spread, x, b, energies)
 
 
 @_compiled
@@ -146,41 +170,62 @@ def congruent(r: Any, y: Any, bound: int, product: Any, accepted: Any) -> None:
 
 
 @_compiled
+def _add_products(weighed: Any, k: int, b: int, samples: tuple[Any, Any, Any, Any], sums: Any) -> None:
+    """sums[m _BLOCK + i] += Σ_b weighed[k + m, b] samples[b, i], for three rows m and four samples.
+
+    Sums in one array, at distances that the compiler knows: it must not have to ask whether they overlap.
+    """
+    of_b, of_c, of_d, of_e = samples
+    kb, kc, kd, ke = weighed[k, b], weighed[k, b + 1], weighed[k, b + 2], weighed[k, b + 3]
+    mb, mc, md, me = weighed[k + 1, b], weighed[k + 1, b + 1], weighed[k + 1, b + 2], weighed[k + 1, b + 3]
+    nb, nc, nd, ne = weighed[k + 2, b], weighed[k + 2, b + 1], weighed[k + 2, b + 2], weighed[k + 2, b + 3]
+    for i in range(len(of_b)):
+        one, two, three, four = np.float64(of_b[i]), np.float64(of_c[i]), np.float64(of_d[i]), np.float64(of_e[i])
+        sums[i] += kb * one + kc * two + kd * three + ke * four
+        sums[_BLOCK + i] += mb * one + mc * two + md * three + me * four
+        sums[2 * _BLOCK + i] += nb * one + nc * two + nd * three + ne * four
+
+
+@_compiled
+def _add_squares(sizes: Any, p: int, b: int, samples: tuple[Any, Any, Any, Any], sums: Any) -> None:
+    """sums[i] += Σ_b sizes[p, b] samples[b, i]², in float32, for four samples."""
+    of_b, of_c, of_d, of_e = samples
+    pb, pc, pd, pe = sizes[p, b], sizes[p, b + 1], sizes[p, b + 2], sizes[p, b + 3]
+    for i in range(len(of_b)):
+        sums[i] += (
+            pb * (of_b[i] * of_b[i]) + pc * (of_c[i] * of_c[i]) + pd * (of_d[i] * of_d[i]) + pe * (of_e[i] * of_e[i])
+        )
+
+
+@_compiled
+def _four(x: Any, b: int, start: int, stop: int) -> tuple[Any, Any, Any, Any]:
+    """Some channels of four samples; the last sample stands for those beyond the batch."""
+    last = len(x) - 1
+    c, d, e = min(b + 1, last), min(b + 2, last), min(b + 3, last)
+    return x[b, start:stop], x[c, start:stop], x[d, start:stop], x[e, start:stop]
+
+
+@_compiled
 def correlate(secret: Any, parts: Any, own: Any, other: Any, image: Any, energies: Any) -> None:
     """image[k] = Σ_b (secret own_b)[k] other_b in float64, energies[p] = Σ_b (parts own_b²)[p] other_b² in float32."""
     rows, some, batch, count = len(secret), len(parts), len(own), other.shape[1]
-    weighed, sizes = np.zeros((rows, batch + 3)), np.zeros((some, batch + 3), np.float32)
-    measure(secret, parts, own, weighed, sizes)
+    # What lies beyond the batch, or the rows, counts for 0.
+    weighed, sizes = np.zeros((rows + 2, batch + 3)), np.zeros((some, batch + 3), np.float32)
+    measure(secret, parts, own, weighed[:rows], sizes)
+    sums, squares = np.empty(3 * _BLOCK), np.empty(_BLOCK, np.float32)
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
-        for k in range(rows):
-            image[k, start:stop] = 0
+        for k in range(0, rows, 3):
+            sums[:] = 0
+            for b in range(0, batch, 4):
+                _add_products(weighed, k, b, _four(other, b, start, stop), sums)
+            for m in range(min(3, rows - k)):
+                image[k + m, start:stop] = sums[m * _BLOCK : m * _BLOCK + stop - start]
         for p in range(some):
-            energies[p, start:stop] = 0
-        for b in range(0, batch, 4):  # beyond the batch they count for 0
-            c, d, e = min(b + 1, batch - 1), min(b + 2, batch - 1), min(b + 3, batch - 1)
-            of_b, of_c = other[b, start:stop], other[c, start:stop]
-            of_d, of_e = other[d, start:stop], other[e, start:stop]
-            for k in range(rows):
-                sums = image[k, start:stop]
-                wb, wc, wd, we = weighed[k, b], weighed[k, b + 1], weighed[k, b + 2], weighed[k, b + 3]
-                for i in range(stop - start):
-                    sums[i] += (
-                        wb * np.float64(of_b[i])
-                        + wc * np.float64(of_c[i])
-                        + wd * np.float64(of_d[i])
-                        + we * np.float64(of_e[i])
-                    )
-            for p in range(some):
-                squares = energies[p, start:stop]
-                sb, sc, sd, se = sizes[p, b], sizes[p, b + 1], sizes[p, b + 2], sizes[p, b + 3]
-                for i in range(stop - start):
-                    squares[i] += (
-                        sb * (of_b[i] * of_b[i])
-                        + sc * (of_c[i] * of_c[i])
-                        + sd * (of_d[i] * of_d[i])
-                        + se * (of_e[i] * of_e[i])
-                    )
+            squares[:] = 0
+            for b in range(0, batch, 4):
+                _add_squares(sizes, p, b, _four(other, b, start, stop), squares)
+            energies[p, start:stop] = squares[: stop - start]
 
 
 @_compiled
