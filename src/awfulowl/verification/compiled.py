@@ -6,10 +6,10 @@ it does alone where other processes share the cache: a loop that goes from answe
 Infinities and NaN come out as they should.
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,9 +32,12 @@ def _call_all() -> None:
     measure(secrets, some, some)
     judge(secrets, some, some, secrets, some, 1.0, Bounds(1.0, 1.0, 0.0, 0.0, 2.0))
     correlate(secrets, some, some, some)
-    sizes = secrets, secrets, secrets.expand(3, 1, 1), secrets.expand(3, 1, 1), secrets, some
-    numbers = (1.0,) * 6, [[[1.0] * 4] * 3, [[1.0] * 6] * 4], (1.0,) * 4
-    advance(*numbers, [secrets] * 4, [one.contiguous() for one in sizes], 1)
+    matrices, sizes = (
+        (torch.ones(3, 4, dtype=torch.float64), torch.ones(4, 6, dtype=torch.float64)),
+        torch.ones(8, 1, 1),
+    )
+    advance((1.0,) * 6, matrices, (1.0,) * 4, [secrets] * 4, secrets, some, sizes.double())
+    spread(sizes.double(), 1.0)
 
 
 _LOOPS: Final = Loops("awfulowl.verification.loops", _call_all)
@@ -160,46 +163,69 @@ def correlate(secret: Tensor, parts: Tensor, own: Tensor, other: Tensor) -> tupl
     return image, energies
 
 
-Moved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""Images of weights and momentum, noise, drag, reach, and energy; see `images.Side`."""
+Moved = tuple[Tensor, Tensor, Tensor]
+"""Images of weights and momentum, and what is tracked; see `images.Side`."""
 
 
 def advance(
     rule: tuple[float, float, float, float, float, float],
-    carrying: Iterable[Iterable[Iterable[float]]],
+    carrying: tuple[Tensor, Tensor],
     gain: tuple[float, float, float, float],
     images: Sequence[Tensor],
-    sizes: Sequence[Tensor],
-    vectors: int,
+    base: Tensor,
+    spent: Tensor,
+    tracked: Tensor,
 ) -> Moved | None:
     """Take a step of `images.Side`.
 
     Args:
         rule: the six numbers of a step.
-        carrying: matrices (3, 4) for noise and (4, 6) for drag.
+        carrying: matrices (3, 4) for noise and (4, 6) for drag, float64.
         gain: factors of the noise that a step adds, the number of terms in each sum, and the least energy.
         images: those of weights, momentum and gradient, and where the weights started, (*size, parts * k, b) float64.
-        sizes: base, energy, noise (3, ...), drag (3, ...), reach, (*size, parts, b) float64; energy of the gradient's
-            sums, float32.
-        vectors: independent secret vectors, k.
+        base: energy where the weights started, (*size, parts, b) float64.
+        spent: energy of the gradient's sums, (*size, parts, b) float32.
+        tracked: (8, *size, parts, b) float64.
     """
-    weight, noise, base = images[0], sizes[2], sizes[0]
-    if not (_LOOPS.module and _plain(*images, *sizes) and _are_float32(sizes[-1])):
+    if not (_LOOPS.module and _plain(*images, base, spent, tracked) and _are_float32(spent)):
         return None
-    width, one = (*base.shape[:-2], base.shape[-2] * vectors, base.shape[-1]), tuple(base.shape)
-    wanted = (one, one, (3, *one), (3, *one), one, one)
-    if any(tuple(image.shape) != width for image in images) or tuple(tuple(size.shape) for size in sizes) != wanted:
+    weight, one = images[0], base.shape
+    if any(image.shape != weight.shape for image in images) or spent.shape != one or tracked.shape != (8, *one):
         return None
-    shape = (-1, weight.shape[-1])
-    moved = torch.empty_like(weight), torch.empty_like(weight)
-    after = torch.empty_like(noise), torch.empty_like(sizes[3]), torch.empty_like(base), torch.empty_like(base)
-    by_part = [image.view(-1, vectors, shape[1]).numpy() for image in (*images, *moved)]
-    flat = [one.view(*one.shape[: one.dim() - base.dim()], *shape).numpy() for one in (*sizes, *after)]
-    errors, kept = (tuple(chain.from_iterable(matrix)) for matrix in carrying)
+    if weight.shape[:-2] != one[:-2] or weight.shape[-1] != one[-1] or weight.shape[-2] % one[-2]:
+        return None
+    moved, after = (torch.empty_like(weight), torch.empty_like(weight)), torch.empty_like(tracked)
     _LOOPS.module.advance(
-        rule, errors, kept, gain, tuple(by_part[:4]), tuple(flat[:6]), tuple(by_part[4:]), tuple(flat[6:])
+        rule,
+        (carrying[0].numpy(), carrying[1].numpy()),
+        gain,
+        tuple(map(_rows, images)),
+        (_rows(base), _rows(spent), _rows(tracked, 3)),
+        tuple(map(_rows, moved)),
+        _rows(after, 3),
     )
-    return *moved, *after
+    return *moved, after
+
+
+def spread(tracked: Tensor, factor: float) -> tuple[Tensor, float] | None:
+    """Return Σ_parts energy + factor (noise + drag²), (*size, 1, b) float32, and the largest, which is its unit.
+
+    tracked: (8, *size, parts, b) float64, see `images.Side`.
+    """
+    if not (_LOOPS.module and _plain(tracked)):
+        return None
+    size, parts, b = tracked.shape[1:-2], tracked.shape[-2], tracked.shape[-1]
+    out = torch.empty(*size, 1, b)
+    rows = _rows(out)
+    unit = _LOOPS.module.spread(tracked.view(8, -1, parts, b).numpy(), factor, np.empty(rows.shape), rows)
+    return out, unit
+
+
+def _rows(tensor: Tensor, dimensions: int = 2) -> Any:
+    """Return a contiguous tensor as an array of so many dimensions, all taps of a convolution one after the other."""
+    if tensor.dim() > dimensions:
+        tensor = tensor.view(*tensor.shape[: dimensions - 2], -1, tensor.shape[-1])
+    return tensor.numpy()
 
 
 def _plain(*tensors: Tensor) -> bool:

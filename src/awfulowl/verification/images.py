@@ -56,7 +56,7 @@ from awfulowl.verification import compiled
 from awfulowl.verification.gradients import Laid, added, energy, image
 from awfulowl.verification.rounding import MEAN_SQUARE, UNIT_ROUNDOFF
 from awfulowl.verification.sums import AnyKernel, Transposed
-from awfulowl.verification.vectors import project
+from awfulowl.verification.vectors import Vectors, project
 
 LARGEST_SQUARE: Final = 3.0
 """Secrets are uniform in [-√3, √3], of variance 1: bounded, so that no chance makes one output count for all."""
@@ -68,8 +68,6 @@ _ONE_SIDED: Final = 1 / (16 * MEAN_SQUARE)
 """Sums of n equal numbers err by up to n/4 units in the last place, always in one direction, as long as they grow."""
 
 _LEAST: Final = 1e-300
-
-Matrix = list[list[float]]
 
 
 class Step(NamedTuple):
@@ -116,7 +114,7 @@ class Side:
         self._grid = grid
         self._vectors = vectors
         self._transposed = transposed
-        self._energy: tuple[Tensor, Tensor] | None = None
+        self._whole: tuple[Tensor, int, Vectors] | None = None
         self.parts: Final = parts.double()
         self._parts = parts.float()
         uniform = entropy.uniform(parts.numel() * vectors).reshape(len(parts), vectors, -1)
@@ -138,9 +136,10 @@ class Side:
         self._base = self.size(weight[0])
         if not bool(self._base.isfinite().all() and self.weight.isfinite().all() and self.momentum.isfinite().all()):
             raise ModelError("weights to be trained are not finite; nothing multiplied with them can be checked")
-        self._noise = self._base.new_zeros(3, *self._base.shape)
-        self._drag, self._lean = self._base.new_zeros(3, *self._base.shape), 0.0
-        self._reach = self._length_squared(self.momentum).sqrt()  # what the momentum's columns are at most
+        reach = self._length_squared(self.momentum).sqrt()  # what the momentum's columns are at most
+        nothing = self._base.new_zeros(3, *self._base.shape)
+        self._track(nothing, nothing, reach)
+        self._lean = 0.0
 
     def state(self, weight: Tensor) -> None:
         """Take images of weights as somebody says that they are; those of the momentum stay, with what they strayed.
@@ -153,8 +152,32 @@ class Side:
         if not bool(self._base.isfinite().all() and self.weight.isfinite().all()):
             raise ModelError("weights to be trained are not finite; nothing multiplied with them can be checked")
         zero = torch.zeros_like(self._base)
-        self._noise = torch.stack([zero, zero, self._noise[2]])
-        self._drag, self._lean = torch.stack([zero, zero, self._drag[2]]), 0.0
+        noise, drag = (torch.stack([zero, zero, one[2]]) for one in (self._noise, self._drag))
+        self._track(noise, drag, self._reach)
+        self._lean = 0.0
+
+    def _track(self, noise: Tensor, drag: Tensor, reach: Tensor) -> None:
+        """Keep what a step carries along beside the images, in one tensor: noise, drag, reach, and energy."""
+        energy = self._base
+        if self.weight is not self._start:
+            energy = 2 * (self._base + self._length_squared(self.weight - self._start))
+        self._tracked = torch.cat([noise, drag, reach[None], energy[None]])
+        self._whole = None
+
+    @property
+    def _noise(self) -> Tensor:
+        """The covariance of errors in weights, in both, and in momentum: (3, *size, parts, b)."""
+        return self._tracked[:3]
+
+    @property
+    def _drag(self) -> Tensor:
+        """Bounds of |w|, |v| and |m|: (3, *size, parts, b)."""
+        return self._tracked[3:6]
+
+    @property
+    def _reach(self) -> Tensor:
+        """How long the momentum's columns are at most: (*size, parts, b)."""
+        return self._tracked[6]
 
     def project(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the image of the sum of some tensors of the panel's shape: (*size, k, b)."""
@@ -171,8 +194,9 @@ class Side:
     def tensors(self) -> tuple[Tensor, ...]:
         """Return everything that is kept."""
         secrets, images = (self.secret, self.parts, self._parts), (self.weight, self.momentum, self._start)
-        own = (*secrets, *images, self._base, self._noise, self._drag, self._reach)
-        return own if self._energy is None else (*own, self._energy[1])
+        own = (*secrets, *images, self._base, self._tracked)
+        made = None if self._whole is None else self._whole[2]
+        return own if made is None else (*own, made.r, made.s, made.v, made.r_squared)
 
     def step_of(self, x: Tensor, dy: Tensor) -> Step | None:
         """Return what a batch adds to the gradient's image; None where that takes more than one loop, see `step`."""
@@ -199,33 +223,32 @@ class Side:
         carrying, self._lean = _carrying(rule, self._lean), _lean(rule)
         found = self._moved(rule, step, carrying)
         if found is not None:
-            self.weight, self.momentum, self._noise, self._drag, self._reach, energy = found
-            self._energy = self.weight, energy
+            self.weight, self.momentum, self._tracked = found
+            self._whole = None
             return
         before, gradient, known = self.weight, step.image, self.energy.sqrt()
         self.weight, self.momentum = rule.moved(before, self.momentum, gradient)
         sizes = self._length_squared(torch.stack([before, self.momentum, gradient]))
-        errors, kept = (torch.tensor(matrix, dtype=torch.float64) for matrix in carrying)
-        self._noise = _combined(errors, (*self._noise, _gained(step, sizes[2])))
+        errors, kept = carrying
+        noise, reach = _combined(errors, (*self._noise, _gained(step, sizes[2]))), self._reach
         weight, momentum, along = sizes.sqrt()
         # Three images of a column may all be near 0 by chance; what else is known of its length is not.
         weight = torch.maximum(weight, known / 2)
         if rule.has_momentum:
-            self._reach = (
-                abs(rule.momentum_momentum) * self._reach
+            reach = (
+                abs(rule.momentum_momentum) * reach
                 + abs(rule.momentum_weight) * known
                 + abs(rule.momentum_gradient) * along
             )
-        momentum = torch.maximum(momentum, self._reach / 8)
+        momentum = torch.maximum(momentum, reach / 8)
         alone, by_slow, slow, fast = _combined(kept, (*self._drag, weight, momentum, along))
-        self._drag = torch.stack([torch.minimum(alone, by_slow), slow, fast])
+        self._track(noise, torch.stack([torch.minimum(alone, by_slow), slow, fast]), reach)
 
-    def _moved(self, rule: Descent, step: Step, carrying: tuple[Matrix, Matrix]) -> compiled.Moved | None:
-        """Do the same in one loop, if there is one, and the energy with it."""
+    def _moved(self, rule: Descent, step: Step, carrying: tuple[Tensor, Tensor]) -> compiled.Moved | None:
+        """Do the same in one loop, if there is one."""
         gain = (step.terms + 3) / 3, _ONE_SIDED * step.terms, float(step.terms), _LEAST
         images = self.weight, self.momentum, step.image, self._start
-        sizes = self._base, self.energy, self._noise, self._drag, self._reach, step.energy
-        return compiled.advance(rule.numbers, carrying, gain, images, sizes, self._vectors)
+        return compiled.advance(rule.numbers, carrying, gain, images, self._base, step.energy, self._tracked)
 
     def _length_squared(self, image: Tensor) -> Tensor:
         """Estimate Σ_i W_ij² from images of W: (..., k, b) to (..., parts, b)."""
@@ -238,12 +261,7 @@ class Side:
     @property
     def energy(self) -> Tensor:
         """At least Σ_i W_ij², for each part: (*size, parts, b)."""
-        if self.weight is self._start:
-            return self._base
-        weight, found = self.weight, self._energy
-        if found is None or found[0] is not weight:
-            found = self._energy = weight, 2 * (self._base + self._length_squared(weight - self._start))
-        return found[1]
+        return self._tracked[7]
 
     @property
     def strayed(self) -> Tensor:
@@ -302,10 +320,34 @@ class Side:
         """Return the image of the weights of some parts, as they are or were when `weight` was: (*size, k, b)."""
         return self._chosen(self.weight if weight is None else weight, chosen)
 
+    def whole(self, terms: int) -> Vectors:
+        """Return what checks sums of so many products of all parts: made once for the weights as they are."""
+        tracked, held = self._tracked, self._whole
+        if held is None or held[0] is not tracked or held[1] != terms:
+            chosen = range(len(self.parts))
+            found = compiled.spread(tracked, 3 / (terms + 3))
+            secret, image = self.secret_of(chosen), self.image_of(chosen)
+            if found is None:
+                made = vectors_of(secret, image, self.spread_of(chosen, terms))
+            else:
+                made = Vectors(secret, image, found[0], LARGEST_SQUARE * found[1], _squares(secret))
+            held = self._whole = tracked, terms, made
+        return held[2]
+
     def spread_of(self, chosen: Sequence[int], terms: int) -> Tensor:
         """Return what stands for r² W² in the tolerance of sums of so many products: (*size, 1, b)."""
         both = LARGEST_SQUARE * self.energy + LARGEST_SQUARE * 3 / (terms + 3) * self.strayed
         return both if len(self.parts) == 1 else both[..., list(chosen), :].sum(dim=-2, keepdim=True)
+
+
+def vectors_of(secret: Tensor, image: Tensor, spread: Tensor) -> Vectors:
+    """Return secrets (k, a) with their image (*size, k, b), and what stands for r² W² (*size, 1, b)."""
+    unit = float(spread.max()) or 1.0
+    return Vectors(secret, image, (spread / unit).float(), unit, _squares(secret))
+
+
+def _squares(secret: Tensor) -> Tensor:
+    return torch.full((1, secret.shape[1]), LARGEST_SQUARE)
 
 
 def _gained(step: Step, size: Tensor) -> Tensor:
@@ -328,7 +370,7 @@ def _lean(rule: Descent) -> float:
 
 
 @lru_cache(maxsize=16)
-def _carrying(rule: Descent, lean: float) -> tuple[Matrix, Matrix]:
+def _carrying(rule: Descent, lean: float) -> tuple[Tensor, Tensor]:
     """Return how a step carries along what devices have strayed, by its six numbers and the h before it alone.
 
     The first matrix (3, 4) takes the covariance of errors in weights, in both, and in momentum, and the variance of the
@@ -353,4 +395,5 @@ def _carrying(rule: Descent, lean: float) -> tuple[Matrix, Matrix]:
     slow = [0.0, abs(own + after * b), abs((e + after) * (a - b * lean) - (1 + d) * lean), *roundings(e + after)]
     fast = [abs(b), 0.0, abs(a), *of_momentum]
     by_slow = [one + abs(after) * other for one, other in zip(slow, fast, strict=True)]
-    return errors, [weight, by_slow, slow, fast]
+    kept = [weight, by_slow, slow, fast]
+    return torch.tensor(errors, dtype=torch.float64), torch.tensor(kept, dtype=torch.float64)

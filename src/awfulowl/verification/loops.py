@@ -1,8 +1,9 @@
 """The loops of `compiled`, which read every number of a sample once. To be imported where numba is installed.
 
 Arrays are (batch, channels), secrets (rows, channels). Three rows and several samples at a time: each would else be
-fetched, and raised to float64, as often. Sums may be in any order; vectors need that, and few arrays in a loop: it has to
-ask of each that it writes whether it overlaps another, and gives up beyond eight such pairs.
+fetched, and raised to float64, as often. Sums may be in any order; vectors need that, and few arrays in a loop: it has
+to ask of each that it writes whether it overlaps another, and LLVM gives up beyond eight such pairs. What lies in one
+array at distances that are known needs no asking.
 """
 
 import math
@@ -13,8 +14,7 @@ import numpy as np
 from awfulowl.compiling import loop
 
 _BLOCK: Final = 512
-"""Channels at a time where sums are over samples: they stay in the first cache."""
-
+"""Channels at a time where sums are over samples, numbers at a time in a step: what is summed stays in a near cache."""
 
 _compiled: Final = loop("reassoc", "contract", "nsz")
 """Not `nnan` and `ninf`: whoever answers with those must not be accepted."""
@@ -171,10 +171,7 @@ def congruent(r: Any, y: Any, bound: int, product: Any, accepted: Any) -> None:
 
 @_compiled
 def _add_products(weighed: Any, k: int, b: int, samples: tuple[Any, Any, Any, Any], sums: Any) -> None:
-    """sums[m _BLOCK + i] += Σ_b weighed[k + m, b] samples[b, i], for three rows m and four samples.
-
-    Sums in one array, at distances that the compiler knows: it must not have to ask whether they overlap.
-    """
+    """sums[m _BLOCK + i] += Σ_b weighed[k + m, b] samples[b, i], for three rows m and four samples."""
     of_b, of_c, of_d, of_e = samples
     kb, kc, kd, ke = weighed[k, b], weighed[k, b + 1], weighed[k, b + 2], weighed[k, b + 3]
     mb, mc, md, me = weighed[k + 1, b], weighed[k + 1, b + 1], weighed[k + 1, b + 2], weighed[k + 1, b + 3]
@@ -211,7 +208,7 @@ def correlate(secret: Any, parts: Any, own: Any, other: Any, image: Any, energie
     rows, some, batch, count = len(secret), len(parts), len(own), other.shape[1]
     # What lies beyond the batch, or the rows, counts for 0.
     weighed, sizes = np.zeros((rows + 2, batch + 3)), np.zeros((some, batch + 3), np.float32)
-    measure(secret, parts, own, weighed[:rows], sizes)
+    measure(secret, parts, own, weighed, sizes)
     sums, squares = np.empty(3 * _BLOCK), np.empty(_BLOCK, np.float32)
     for start in range(0, count, _BLOCK):
         stop = min(start + _BLOCK, count)
@@ -229,74 +226,129 @@ def correlate(secret: Any, parts: Any, own: Any, other: Any, image: Any, energie
 
 
 @_compiled
-def _move(rule: tuple[float, ...], images: tuple[Any, ...], moved: tuple[Any, Any], n: int, squares: Any) -> None:
-    """What a step makes of images n; squares are the means of what was, of momentum, gradient and change, squared."""
+def _move(rule: tuple[float, ...], images: tuple[Any, ...], moved: tuple[Any, Any], share: float, buffer: Any) -> None:
+    """What a step makes of some numbers of an image; rows of the buffer gain a share of squares.
+
+    Of what was, of momentum, gradient and change, in this order; the next two rows are for what comes out.
+    """
     a, b, c, d, e, f = rule
-    squares[:] = 0
-    before, momenta, gradients, changes = squares[0], squares[1], squares[2], squares[3]
-    vectors = images[0].shape[1]
-    for k in range(vectors):
-        weight, momentum, gradient, start = images[0][n, k], images[1][n, k], images[2][n, k], images[3][n, k]
-        new_weight, new_momentum = moved[0][n, k], moved[1][n, k]
-        for i in range(len(weight)):
-            own, along = weight[i], a * momentum[i] + b * weight[i] + c * gradient[i]
-            after = own + d * own + e * along + f * gradient[i]
-            new_weight[i], new_momentum[i] = after, along
-            before[i] += own * own / vectors
-            momenta[i] += along * along / vectors
-            gradients[i] += gradient[i] * gradient[i] / vectors
-            changes[i] += (after - start[i]) * (after - start[i]) / vectors
+    weight, momentum, gradient, start = images
+    count = len(weight)
+    for i in range(count):
+        own = weight[i]
+        along = a * momentum[i] + b * own + c * gradient[i]
+        after = own + d * own + e * along + f * gradient[i]
+        change = after - start[i]
+        buffer[i] += share * (own * own)
+        buffer[_BLOCK + i] += share * (along * along)
+        buffer[2 * _BLOCK + i] += share * (gradient[i] * gradient[i])
+        buffer[3 * _BLOCK + i] += share * (change * change)
+        buffer[4 * _BLOCK + i], buffer[5 * _BLOCK + i] = after, along
+    moved[0][:], moved[1][:] = buffer[4 * _BLOCK : 4 * _BLOCK + count], buffer[5 * _BLOCK : 5 * _BLOCK + count]
 
 
 @_compiled
-def _row(matrix: tuple[float, ...], start: int, of: tuple[float, float, float, float, float, float]) -> float:
-    """A row of a matrix with six columns, which starts there, times a vector."""
-    w, v, m, weight, momentum, along = of
-    return (
-        matrix[start] * w
-        + matrix[start + 1] * v
-        + matrix[start + 2] * m
-        + matrix[start + 3] * weight
-        + matrix[start + 4] * momentum
-        + matrix[start + 5] * along
-    )
+def _measure_step(
+    rule: tuple[float, ...],
+    gain: tuple[float, float, float, float],
+    known: tuple[Any, Any, Any, Any],
+    reaches: Any,
+    energies: Any,
+    buffer: Any,
+) -> None:
+    """From squares in the buffer to lengths of weights, momentum and gradient, and the noise that a gradient adds.
+
+    known: base, energy, reach, and energy of the gradient's sums.
+    """
+    a, b, c = abs(rule[0]), abs(rule[1]), abs(rule[2])
+    each, one_sided, terms, least = gain
+    base, energy, reach, spent = known
+    count = len(base)
+    for i in range(count):
+        size, of_sums = buffer[2 * _BLOCK + i], np.float64(spent[i])
+        length, along = math.sqrt(energy[i]), math.sqrt(size)
+        far = a * reach[i] + b * length + c * along
+        buffer[4 * _BLOCK + i], buffer[5 * _BLOCK + i] = far, 2 * (base[i] + buffer[3 * _BLOCK + i])
+        buffer[3 * _BLOCK + i] = each * (of_sums + size) + one_sided * min(size / max(of_sums, least), terms) * size
+        buffer[i] = max(math.sqrt(buffer[i]), length / 2)
+        buffer[_BLOCK + i] = max(math.sqrt(buffer[_BLOCK + i]), far / 8)
+        buffer[2 * _BLOCK + i] = along
+    reaches[:], energies[:] = buffer[4 * _BLOCK : 4 * _BLOCK + count], buffer[5 * _BLOCK : 5 * _BLOCK + count]
+
+
+@_compiled
+def _carry_noise(row: Any, noise: tuple[Any, Any, Any], buffer: Any, target: Any) -> None:
+    """A row of a matrix, times noise and what a gradient adds to it."""
+    of_weight, of_both, of_momentum = noise
+    p, q, r, s = row[0], row[1], row[2], row[3]
+    for i in range(len(target)):
+        target[i] = p * of_weight[i] + q * of_both[i] + r * of_momentum[i] + s * buffer[3 * _BLOCK + i]
+
+
+@_compiled
+def _carry_drag(row: Any, drag: tuple[Any, Any, Any], buffer: Any, target: Any) -> None:
+    """A row of a matrix, times drag and lengths."""
+    alone, slow, fast = drag
+    p, q, r, s, t, u = row[0], row[1], row[2], row[3], row[4], row[5]
+    for i in range(len(target)):
+        lengths = s * buffer[i] + t * buffer[_BLOCK + i] + u * buffer[2 * _BLOCK + i]
+        target[i] = p * alone[i] + q * slow[i] + r * fast[i] + lengths
 
 
 @_compiled
 def advance(
     rule: tuple[float, ...],
-    errors: tuple[float, ...],
-    kept: tuple[float, ...],
+    carrying: tuple[Any, Any],
     gain: tuple[float, float, float, float],
     images: tuple[Any, Any, Any, Any],
-    sizes: tuple[Any, Any, Any, Any, Any, Any],
+    sizes: tuple[Any, Any, Any],
     moved: tuple[Any, Any],
-    after: tuple[Any, Any, Any, Any],
+    after: Any,
 ) -> None:
-    """`images.Side.move`, number by number: images (n, k, b), sizes (n, b), with what devices may have strayed."""
-    a, b, c = abs(rule[0]), abs(rule[1]), abs(rule[2])
-    each, one_sided, terms, least = gain
-    squares = np.empty((4, images[0].shape[2]))
-    before, momenta, gradients, changes = squares[0], squares[1], squares[2], squares[3]
-    for n in range(len(images[0])):
-        _move(rule, images, moved, n, squares)
-        base, known, reach, spent = sizes[0][n], sizes[1][n], sizes[4][n], sizes[5][n]
-        of_weight, of_both, of_momentum = sizes[2][0, n], sizes[2][1, n], sizes[2][2, n]
-        alone, slow, fast = sizes[3][0, n], sizes[3][1, n], sizes[3][2, n]
-        to_weight, to_both, to_momentum = after[0][0, n], after[0][1, n], after[0][2, n]
-        to_alone, to_slow, to_fast = after[1][0, n], after[1][1, n], after[1][2, n]
-        reaches, energies = after[2][n], after[3][n]
-        for i in range(len(base)):
-            size, of_sums = gradients[i], np.float64(spent[i])
-            gained = each * (of_sums + size) + one_sided * min(size / max(of_sums, least), terms) * size
-            w, x, m = of_weight[i], of_both[i], of_momentum[i]
-            to_weight[i] = errors[0] * w + errors[1] * x + errors[2] * m + errors[3] * gained
-            to_both[i] = errors[4] * w + errors[5] * x + errors[6] * m + errors[7] * gained
-            to_momentum[i] = errors[8] * w + errors[9] * x + errors[10] * m + errors[11] * gained
-            length, along = math.sqrt(known[i]), math.sqrt(size)
-            far = a * reach[i] + b * length + c * along
-            long, quick = max(math.sqrt(before[i]), length / 2), max(math.sqrt(momenta[i]), far / 8)
-            bounds = alone[i], slow[i], fast[i], long, quick, along
-            to_alone[i] = min(_row(kept, 0, bounds), _row(kept, 6, bounds))
-            to_slow[i], to_fast[i] = _row(kept, 12, bounds), _row(kept, 18, bounds)
-            reaches[i], energies[i] = far, 2 * (base[i] + changes[i])
+    """`images.Side.move`, some numbers at a time: images (n k, b), tracked (8, n, b), other sizes (n, b)."""
+    (errors, kept), (base, spent, tracked) = carrying, sizes
+    count, vectors = base.shape[1], len(images[0]) // len(base)
+    buffer, other = np.empty(6 * _BLOCK), np.empty(_BLOCK)
+    for n in range(len(base)):
+        for start in range(0, count, _BLOCK):
+            stop = min(start + _BLOCK, count)
+            buffer[: 4 * _BLOCK] = 0
+            for k in range(n * vectors, (n + 1) * vectors):
+                own = images[0][k, start:stop], images[1][k, start:stop], images[2][k, start:stop]
+                new = moved[0][k, start:stop], moved[1][k, start:stop]
+                _move(rule, (*own, images[3][k, start:stop]), new, 1 / vectors, buffer)
+            reach, energy = tracked[6, n, start:stop], tracked[7, n, start:stop]
+            known = base[n, start:stop], energy, reach, spent[n, start:stop]
+            _measure_step(rule, gain, known, after[6, n, start:stop], after[7, n, start:stop], buffer)
+            noise = tracked[0, n, start:stop], tracked[1, n, start:stop], tracked[2, n, start:stop]
+            drag = tracked[3, n, start:stop], tracked[4, n, start:stop], tracked[5, n, start:stop]
+            for row in range(3):
+                _carry_noise(errors[row], noise, buffer, after[row, n, start:stop])
+                _carry_drag(kept[row + 1], drag, buffer, after[row + 3, n, start:stop])
+            _carry_drag(kept[0], drag, buffer, other[: stop - start])
+            least = after[3, n, start:stop]
+            for i in range(stop - start):
+                least[i] = min(least[i], other[i])
+
+
+@_compiled
+def spread(tracked: Any, factor: float, sums: Any, out: Any) -> float:
+    """out[n] = Σ_p energy + factor (noise + drag²), in units of the largest, which is returned; 1 where all are 0.
+
+    Of tracked (8, n, p, b), see `images.Side`; sums (n, b) are left in float64.
+    """
+    most = 0.0
+    for n in range(len(sums)):
+        own = sums[n]
+        own[:] = 0
+        for p in range(tracked.shape[2]):
+            noise, drag, energy = tracked[0, n, p], tracked[3, n, p], tracked[7, n, p]
+            for i in range(len(own)):
+                own[i] += energy[i] + factor * (noise[i] + drag[i] * drag[i])
+        for i in range(len(own)):
+            most = max(most, own[i])
+    unit = most if most > 0 else 1.0
+    for n in range(len(sums)):
+        for i in range(sums.shape[1]):
+            out[n, i] = np.float32(sums[n, i] / unit)
+    return unit

@@ -42,7 +42,7 @@ from awfulowl.errors import InputError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.freivalds import VECTORS, Expectation, Z
 from awfulowl.verification.gradients import added, laid
-from awfulowl.verification.images import LARGEST_SQUARE, Side, Step
+from awfulowl.verification.images import LARGEST_SQUARE, Side, Step, vectors_of
 from awfulowl.verification.rounding import SMALLEST, variance
 from awfulowl.verification.sums import Expected, Transposed, expect
 from awfulowl.verification.vectors import Vectors, project, together
@@ -135,19 +135,21 @@ class TrainingCheck:
         if dy.dim() != 2 + len(grid.size) or dy.shape[1] != grid.outputs:
             raise InputError(f"a check of {grid.outputs} outputs got gradients of shape {tuple(dy.shape)}")
         terms = grid.outputs // grid.groups * prod(grid.size)
-        secrets = _vectors(self._right.secret_of([0]), self._right.image_of([0]), self._right.spread_of([0], terms + 3))
-        expected = expect(Transposed(grid.kernel), secrets, dy, space)
+        expected = expect(Transposed(grid.kernel), self._right.whole(terms + 3), dy, space)
         return _expectation(expected, (dy.shape[0], grid.inputs, *space), terms, self._z)
 
     def _select(self, rows: Sequence[int] | None, columns: Sequence[int] | None) -> tuple[Vectors, int]:
         """Return the secrets for some rows and columns, in this order, and the number of products in an output."""
-        chosen, outputs, across = self._places(rows, columns)
         inputs = self.grid.inputs // self.grid.groups
+        if rows is None and columns is None:
+            terms = inputs * prod(self.grid.size)
+            return self._left.whole(terms + 3), terms
+        chosen, outputs, across = self._places(rows, columns)
         if columns is not None:
             inputs = min(inputs, sum(self.grid.columns[column].span.size for column in columns))
         terms = inputs * prod(self.grid.size)
         r, s, v = self._left.secret_of(chosen), self._left.image_of(chosen), self._left.spread_of(chosen, terms + 3)
-        return _vectors(r[:, outputs], s[..., across], v[..., across]), terms
+        return vectors_of(r[:, outputs], s[..., across], v[..., across]), terms
 
     def _places(
         self, rows: Sequence[int] | None, columns: Sequence[int] | None
@@ -294,11 +296,6 @@ def _expectation(expected: Expected, shape: Sequence[int], terms: int, z: float)
     """Return what an answer is held to; rounding is relative but for numbers that float32 has no bits for."""
     lost = LARGEST_SQUARE**0.5 * shape[1] * prod(shape[2:]) ** 0.5 * (terms + 1) * SMALLEST
     return Expectation(expected, shape, variance(terms + 3), z, lost)
-
-
-def _vectors(secret: Tensor, image: Tensor, spread: Tensor) -> Vectors:
-    unit = float(spread.max()) or 1.0
-    return Vectors(secret, image, (spread / unit).float(), unit, torch.full((1, secret.shape[1]), LARGEST_SQUARE))
 
 
 def _indexes(spans: Iterable[tuple[int, int]]) -> Tensor:

@@ -1,5 +1,6 @@
 """Compiled loops compute what PyTorch does; without numba, or for other numbers, they step aside."""
 
+import copy
 import math
 import sys
 from collections.abc import Iterator
@@ -232,6 +233,65 @@ def test_steps_lead_to_the_same(layer: Layer, rules: list[Descent], seed: int) -
     assert math.isclose(check.drift, other.drift, rel_tol=1e-5)
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("inputs", [511, 512, 513, 1100])
+def test_long_steps_lead_to_the_same(inputs: int, parts: int) -> None:
+    """Numbers go through the loop 512 at a time, image by image of each part."""
+    layer = dense(6, inputs, block=2)
+    apart = [range(3)] if parts == 1 else None
+    check = TrainingCheck([layer.weights], layer.grid, Entropy(1), apart=apart)
+    other = check.copy()
+    for number, rule in enumerate(RULES):
+        seen = check.see(layer.x, numbers((8, 6), torch.float32, number))
+        check.move(rule, [seen])
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            without(monkeypatch)
+            other.move(rule, [seen])
+    for one, same in zip((check._left, check._right), (other._left, other._right), strict=True):
+        assert len(one.parts) == (1 if one is check._right else parts)
+        torch.testing.assert_close((one.weight, one.momentum), (same.weight, same.momentum))
+        torch.testing.assert_close(one._tracked, same._tracked, rtol=1e-9, atol=1e-12)
+
+
+@some
+@given(layers(least_batch=1), st.lists(st.sampled_from(RULES), max_size=2), st.integers(0, 2**32))
+def test_what_checks_whole_products_is_the_same(layer: Layer, rules: list[Descent], seed: int) -> None:
+    """From both sides, before any step and after some."""
+    check = TrainingCheck([layer.weights], layer.grid, Entropy(1))
+    for number, rule in enumerate(rules):
+        check.move(rule, [check.see(layer.x, numbers(tuple(layer.y.shape), torch.float32, seed + number))])
+    for side in (check._left, check._right):
+        ours = side.whole(7)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            without(monkeypatch)
+            theirs = copy.copy(side)
+            theirs._whole = None
+            found = theirs.whole(7)
+        assert torch.equal(ours.r, found.r)
+        assert torch.equal(ours.s, found.s)
+        assert torch.equal(ours.r_squared, found.r_squared)
+        assert math.isclose(ours.unit, found.unit, rel_tol=1e-12)
+        torch.testing.assert_close(ours.v, found.v, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_tolerances_that_are_no_numbers_stay_so(value: float) -> None:
+    """Nothing is accepted by them."""
+    layer = dense(8, 6)
+    check = TrainingCheck([layer.weights], layer.grid, Entropy(1))
+    check._left._tracked[7, 0, 2] = value
+    assert not bool(check._left.whole(9).v.isfinite().all())
+    assert not bool(check.accepts(layer.x, layer.y).any())
+
+
+def test_weights_that_are_zero_have_no_spread() -> None:
+    found = compiled.spread(torch.zeros(8, 2, 5, dtype=torch.float64), 1.0)
+    assert found is not None
+    assert found[0].shape == (1, 5)
+    assert not bool(found[0].any())
+    assert found[1] == 1
+
+
 def test_only_little_arithmetic_waits_for_the_answer() -> None:
     """A dense product in compiled loops; anything else is done while devices multiply."""
     layer, curved = dense(8, 6), convolution((3, 4, 2), (5,), 2)
@@ -380,3 +440,25 @@ def test_what_does_not_fit_is_left_to_pytorch() -> None:
     assert compiled.correlate(secrets, secrets.float(), some, some[:3]) is None
     assert compiled.correlate(secrets, few, some, some) is None
     assert compiled.correlate(secrets, secrets.float(), some, some[:, :, None]) is None
+
+
+def test_steps_that_do_not_fit_are_left_to_pytorch() -> None:
+    images, base = [torch.ones(6, 5, dtype=torch.float64)] * 4, torch.ones(2, 5, dtype=torch.float64)
+    tracked, carrying, sums = torch.ones(8, 2, 5, dtype=torch.float64), _carrying(RULES[0], 0.0), base.float()
+
+    def found(images: list[Tensor] = images, spent: Tensor = sums, tracked: Tensor = tracked) -> object:
+        return compiled.advance(RULES[0].numbers, carrying, (1.0,) * 4, images, base, spent, tracked)
+
+    assert found() is not None
+    assert found(images=[*images[:3], images[3][:, :4].contiguous()]) is None
+    assert found(images=[one[:, :4].contiguous() for one in images]) is None
+    assert found(images=[one[:5] for one in images]) is None
+    assert found(images=[torch.ones(1, 6, 5, dtype=torch.float64)] * 4) is None
+    assert found(spent=base) is None
+    assert found(spent=sums[:1]) is None
+    assert found(tracked=tracked[:7]) is None
+    assert found(tracked=tracked.transpose(0, 1).contiguous().transpose(0, 1)) is None
+    assert compiled.spread(tracked.transpose(1, 2), 1.0) is None
+    compiled._LOOPS.module = None
+    assert found() is None
+    assert compiled.spread(tracked, 1.0) is None

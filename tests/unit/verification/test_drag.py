@@ -24,7 +24,7 @@ def dragged(steps: Sequence[Descent], lengths: Sequence[Lengths]) -> list[float]
     """The bound of the weights' error after each step, as sides carry it: their matrices, and nothing else."""
     bounds, lean, found = [0.0, 0.0, 0.0], 0.0, []
     for rule, sizes in zip(steps, lengths, strict=True):
-        matrix, lean = _carrying(rule, lean)[1], _lean(rule)
+        matrix, lean = _carrying(rule, lean)[1].tolist(), _lean(rule)
         alone, by_slow, slow, fast = (sum(map(mul, row, (*bounds, *sizes))) for row in matrix)
         bounds = [min(alone, by_slow), slow, fast]
         found.append(bounds[0])

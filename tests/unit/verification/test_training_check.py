@@ -231,6 +231,38 @@ def test_a_step_needs_a_batch() -> None:
     assert torch.equal(trainee.check._left.weight, before)
 
 
+@shapes
+def test_what_checks_whole_products_is_made_once_for_a_state(layer: Layer) -> None:
+    """A copy keeps its own, and what the next state has is that state's."""
+    check = TrainingCheck([layer.weights], layer.grid, Entropy(1))
+    x, dy = batch_of(layer)
+    before, _ = check._select(None, None)
+    assert check._select(None, None)[0] is before
+    seen, still = check.see(x, dy), check.copy()
+    check.move(Descent.sgd(0.1), [seen])
+    counted = check.memory_bytes
+    after, _ = check._select(None, None)
+    assert check.memory_bytes >= counted + after.v.nbytes + after.r_squared.nbytes
+    assert still._select(None, None)[0] is before
+    assert torch.equal(after.s, check._left.image_of(range(len(check._parts))))
+    assert not torch.equal(after.s, before.s)
+    assert after.unit > before.unit
+    stated = check.stating(layer.weights)
+    assert torch.allclose(stated._select(None, None)[0].s, before.s)
+    assert check._select(None, None)[0] is after
+
+
+@shapes
+def test_whole_products_are_checked_as_all_rows_and_columns_are(layer: Layer) -> None:
+    check, grid = TrainingCheck([layer.weights], layer.grid, Entropy(1)), layer.grid
+    check.move(Descent.sgd(0.01), [check.see(*batch_of(layer))])
+    rows, columns = range(len(grid.rows)), range(len(grid.columns))
+    (ours, terms), (named, named_terms) = check._select(None, None), check._select(rows, columns)
+    assert terms == named_terms
+    for one, other in ((ours.r, named.r), (ours.s, named.s), (ours.v * ours.unit, named.v * named.unit)):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_check_does_not_print_its_secrets() -> None:
     check = Trainee(LAYERS["dense"]).check
     assert "tensor" not in repr(check) + str(check) + repr(check._left)
