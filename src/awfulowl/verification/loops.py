@@ -29,27 +29,27 @@ def _weigh_four(weights: Any, x: Any, b: int, out: Any) -> None:
     for k in range(0, rows, 3):
         m, n = min(k + 1, rows - 1), min(k + 2, rows - 1)
         w_k, w_m, w_n = weights[k], weights[m], weights[n]
-        kb, mb, nb, kc, mc, nc = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        kd, md, nd, ke, me, ne = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        bk, bm, bn, ck, cm, cn = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        dk, dm, dn, ek, em, en = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
         for i in range(x.shape[1]):
             of_k, of_m, of_n = w_k[i], w_m[i], w_n[i]
             of_b, of_c, of_d, of_e = np.float64(x_b[i]), np.float64(x_c[i]), np.float64(x_d[i]), np.float64(x_e[i])
-            kb += of_k * of_b
-            mb += of_m * of_b
-            nb += of_n * of_b
-            kc += of_k * of_c
-            mc += of_m * of_c
-            nc += of_n * of_c
-            kd += of_k * of_d
-            md += of_m * of_d
-            nd += of_n * of_d
-            ke += of_k * of_e
-            me += of_m * of_e
-            ne += of_n * of_e
-        out[k, b], out[m, b], out[n, b] = kb, mb, nb
-        out[k, c], out[m, c], out[n, c] = kc, mc, nc
-        out[k, d], out[m, d], out[n, d] = kd, md, nd
-        out[k, e], out[m, e], out[n, e] = ke, me, ne
+            bk += of_k * of_b
+            bm += of_m * of_b
+            bn += of_n * of_b
+            ck += of_k * of_c
+            cm += of_m * of_c
+            cn += of_n * of_c
+            dk += of_k * of_d
+            dm += of_m * of_d
+            dn += of_n * of_d
+            ek += of_k * of_e
+            em += of_m * of_e
+            en += of_n * of_e
+        out[k, b], out[m, b], out[n, b] = bk, bm, bn
+        out[k, c], out[m, c], out[n, c] = ck, cm, cn
+        out[k, d], out[m, d], out[n, d] = dk, dm, dn
+        out[k, e], out[m, e], out[n, e] = ek, em, en
 
 
 @_compiled
@@ -173,14 +173,14 @@ def congruent(r: Any, y: Any, bound: int, product: Any, accepted: Any) -> None:
 def _add_products(weighed: Any, k: int, b: int, samples: tuple[Any, Any, Any, Any], sums: Any) -> None:
     """sums[m _BLOCK + i] += Σ_b weighed[k + m, b] samples[b, i], for three rows m and four samples."""
     of_b, of_c, of_d, of_e = samples
-    kb, kc, kd, ke = weighed[k, b], weighed[k, b + 1], weighed[k, b + 2], weighed[k, b + 3]
-    mb, mc, md, me = weighed[k + 1, b], weighed[k + 1, b + 1], weighed[k + 1, b + 2], weighed[k + 1, b + 3]
-    nb, nc, nd, ne = weighed[k + 2, b], weighed[k + 2, b + 1], weighed[k + 2, b + 2], weighed[k + 2, b + 3]
+    bk, ck, dk, ek = weighed[k, b], weighed[k, b + 1], weighed[k, b + 2], weighed[k, b + 3]
+    bm, cm, dm, em = weighed[k + 1, b], weighed[k + 1, b + 1], weighed[k + 1, b + 2], weighed[k + 1, b + 3]
+    bn, cn, dn, en = weighed[k + 2, b], weighed[k + 2, b + 1], weighed[k + 2, b + 2], weighed[k + 2, b + 3]
     for i in range(len(of_b)):
         one, two, three, four = np.float64(of_b[i]), np.float64(of_c[i]), np.float64(of_d[i]), np.float64(of_e[i])
-        sums[i] += kb * one + kc * two + kd * three + ke * four
-        sums[_BLOCK + i] += mb * one + mc * two + md * three + me * four
-        sums[2 * _BLOCK + i] += nb * one + nc * two + nd * three + ne * four
+        sums[i] += bk * one + ck * two + dk * three + ek * four
+        sums[_BLOCK + i] += bm * one + cm * two + dm * three + em * four
+        sums[2 * _BLOCK + i] += bn * one + cn * two + dn * three + en * four
 
 
 @_compiled
