@@ -5,8 +5,8 @@
 The model is the perceptron of `serving.py`, and so is the cost model: plain time + bytes / bandwidth of the fabric +
 trips x its round trip, all measured in this run, on the same cores, the fabric before and after. A step is forward,
 loss, backward and update. Trips are those that nothing can overlap: one for each layer's product, one for each layer's
-gradients, and one for all layers' updates together. The rounds are interleaved (plain, then the two fleets by turns); in
-brackets a 95 % interval of the median over rounds. Verified and unverified are two fleets, of which one idles.
+gradients, and one for all layers' updates together. The rounds are interleaved (plain, then the two fleets by turns);
+in brackets a 95 % interval of the median over rounds. Verified and unverified are two fleets, of which one idles.
 
 It returns 1 if these devices, which are honest, were refused, or gathered weights are not those of plain training.
 """
@@ -103,7 +103,8 @@ def measure(options: argparse.Namespace) -> Callable[[Network], Row]:
         for number in range(options.rounds + 2):
             x, labels = torch.randn(options.batch, SIZES[0]), torch.randint(SIZES[-1], (options.batch,))
             before = fleets[0].statistics
-            for one in (0, 1, 2) if number % 2 else (0, 2, 1):  # what comes right after plain PyTorch finds other caches
+            # What comes right after plain PyTorch finds other caches.
+            for one in (0, 1, 2) if number % 2 else (0, 2, 1):
                 times[one].append(trainers[one].step(x, labels))
             after = fleets[0].statistics
             if number == 1:
