@@ -87,7 +87,7 @@ def test_convolutions_are_those_of_integers(backend: Backend, case: Case, width:
 
 
 @some
-@given(denses(), WIDTHS)
+@given(denses() | convolutions(), WIDTHS)
 def test_products_padded_as_gpus_want_them_are_those_of_integers(case: Case, width: int) -> None:
     with patch.object(products, "multiply8", products._in_tiles):
         assert_multiplies(Digits(), case, width)
