@@ -33,8 +33,8 @@ _PIECE: Final = 1 << 20
 class Weights(NamedTuple):
     """Weights as a backend wants them.
 
-    `planes` is (planes, outputs, inputs / groups, *size), so that a rectangle of it is a rectangle of the weights. They
-    stand for the weights modulo 256^modulus_bytes.
+    `planes` is (planes, outputs, inputs / groups, *size), so that a rectangle of it is a rectangle of the weights; in
+    memory inputs come last, as in patches. They stand for the weights modulo 256^modulus_bytes.
     """
 
     planes: Tensor
@@ -48,7 +48,7 @@ class Backend(ABC):
 
     def prepare(self, weight: Tensor) -> Weights:
         """Return integer weights (outputs, inputs / groups, *size) as `multiply` wants them."""
-        return Weights(weight[None])
+        return Weights(_like_patches(weight[None]))
 
     def restore(self, planes: Tensor) -> Tensor:
         """Return the integers that `planes` were prepared from."""
@@ -57,6 +57,10 @@ class Backend(ABC):
     @abstractmethod
     def dense(self, planes: Tensor, x: Tensor, width: int) -> Tensor:
         """Return x wᵀ (M, N) modulo 256^width, for planes of (N, K) weights and x (M, K)."""
+
+    def upright(self, planes: Tensor, x: Tensor, width: int) -> Tensor:
+        """Return the transpose of `dense`, w xᵀ (N, M), in any order of memory."""
+        return self.dense(planes, x, width).mT
 
     @final
     def multiply(self, kernel: Kernel, weights: Weights, x: Tensor, groups: int, width: int) -> Tensor:
@@ -87,7 +91,7 @@ class Backend(ABC):
         if groups > 1:
             return _in_ring(_convolve(kernel, size, x, shape, partial(_grouped, self.restore(planes), groups)), width)
         matrix = planes.movedim(2, -1).reshape(*planes.shape[:2], -1)
-        return _convolve(kernel, size, x, shape, lambda rows: self.dense(matrix, rows, width))
+        return _convolve(kernel, size, x, shape, lambda rows: self.upright(matrix, rows, width))
 
 
 class Oracle(Backend):
@@ -120,7 +124,8 @@ class Digits(Backend):
 
     def prepare(self, weight: Tensor) -> Weights:
         """Split the weights into digits."""
-        return Weights(digits.split(weight), weight.itemsize if digits.carries(weight) else _WHOLE)
+        planes = _like_patches(digits.split(weight))
+        return Weights(planes, weight.itemsize if digits.carries(weight) else _WHOLE)
 
     def restore(self, planes: Tensor) -> Tensor:
         """Put the digits together."""
@@ -131,6 +136,17 @@ class Digits(Backend):
         if width > x.itemsize and digits.carries(x):
             x = x.to(torch.int64)
         return digits.multiply(multiply8, digits.split(x), planes, width)
+
+    def upright(self, planes: Tensor, x: Tensor, width: int) -> Tensor:
+        """Multiply the other way round where both are bytes, and sums of 32 bits will do: one product is as good."""
+        if width <= 4 and len(planes) == x.itemsize == 1:
+            return multiply8(planes[0], x)
+        return super().upright(planes, x, width)
+
+
+def _like_patches(planes: Tensor) -> Tensor:
+    """Return planes (planes, outputs, inputs / groups, *size) whose inputs lie side by side in memory."""
+    return planes.movedim(2, -1).contiguous().movedim(-1, 2)
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -182,14 +198,14 @@ def _convolve(
         size: taps along each axis.
         x: (batch, channels, *space).
         shape: (batch, outputs, *space') of the answer.
-        multiply: from rows of patches to (rows, outputs).
+        multiply: from rows of patches to (outputs, rows): so numbers of one output lie side by side, as in the answer.
     """
     y: Tensor | None = None
     for rows, (samples, positions) in patches(kernel, size, x):
         part = multiply(rows)
         if y is None:
             y = part.new_empty(shape)
-        target = y[samples, :, positions].movedim(1, -1)
+        target = y[samples, :, positions].movedim(1, 0)
         target.copy_(part.view(target.shape))
     if y is None:
         raise InputError(f"a convolution without outputs: {shape}")
@@ -197,7 +213,7 @@ def _convolve(
 
 
 def _grouped(weight: Tensor, groups: int, rows: Tensor) -> Tensor:
-    """Multiply patches by all groups at once, in float64: there may be hundreds, of a few numbers each.
+    """Return products of patches with all groups at once, (outputs, rows), in float64: there may be hundreds of groups.
 
     Args:
         weight: (outputs, inputs / groups, *size).
@@ -206,7 +222,7 @@ def _grouped(weight: Tensor, groups: int, rows: Tensor) -> Tensor:
     """
     matrix = weight.movedim(1, -1).reshape(groups, len(weight) // groups, -1)
     by_group = rows.view(len(rows), -1, groups, weight.shape[1]).movedim(2, 0).reshape(groups, len(rows), -1)
-    return in_pieces(_linear, by_group, matrix, matrix.shape[2]).movedim(0, 1).reshape(len(rows), -1)
+    return in_pieces(_linear, by_group, matrix, matrix.shape[2]).mT.reshape(len(weight), len(rows))
 
 
 BACKENDS: Final = (Oracle(), Pieces(), Digits())

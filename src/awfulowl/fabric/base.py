@@ -15,6 +15,7 @@ from typing import Final, final
 import msgspec
 
 from awfulowl.errors import ClosedError, InputError, LimitError
+from awfulowl.wire.frames import Pieces
 from awfulowl.wire.messages import Name
 
 OWNER: Final = "owner"
@@ -67,7 +68,7 @@ class Link(ABC):
         return self._ended.done()
 
     @final
-    async def send(self, peer: str, payload: Payload, channel: Channel = Channel.MESSAGE) -> None:
+    async def send(self, peer: str, payload: Payload | Pieces, channel: Channel = Channel.MESSAGE) -> None:
         """Hand over one frame; waits while too much is under way.
 
         When it returns the frame is on its way, no more: who needs to know asks for an answer. The payload must not
@@ -86,7 +87,10 @@ class Link(ABC):
             raise InputError(f"a device sends to its owner only, not to {peer!r:.80}")
         if len(payload) > self.max_payload_bytes:
             raise LimitError(f"a frame of {len(payload)} bytes is over max_payload_bytes={self.max_payload_bytes}")
-        await self._send(peer, payload, channel)
+        if isinstance(payload, Pieces):
+            await self._send_pieces(peer, payload, channel)
+        else:
+            await self._send(peer, payload, channel)
 
     @final
     async def close(self) -> None:
@@ -132,6 +136,10 @@ class Link(ABC):
     @abstractmethod
     async def _send(self, peer: str, payload: Payload, channel: Channel) -> None:
         """Called by `send` with what it has checked."""
+
+    async def _send_pieces(self, peer: str, payload: Pieces, channel: Channel) -> None:
+        """Called by `send` in place of `_send`: joins them, where a fabric has no better way."""
+        await self._send(peer, bytes(payload), channel)
 
     @abstractmethod
     async def _close(self) -> None:

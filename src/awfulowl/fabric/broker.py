@@ -32,8 +32,9 @@ _LISTENING: Final = re.compile(r"Listening for client connections on \S+:(\d+)$"
 _READY: Final = re.compile(r"Server is ready$")
 _RELOADED: Final = re.compile(r"(Reloaded|Failed to reload) server configuration")
 _STOP_S: Final = 5.0
-_GOGC: Final = "400"
-"""How far, in percent, the server lets garbage grow before it collects: at Go's 100 that was a third of its time."""
+_COLLECTOR: Final = {"GOGC": "1000", "GOMEMLIMIT": "1GiB"}
+"""How far, in percent, the server lets garbage grow before it collects, and up to how much memory: at Go's 100 that was
+a third of its time. The environment may say otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +137,7 @@ class Broker:
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 start_new_session=True,
-                env={"GOGC": _GOGC, **os.environ},
+                env={**_COLLECTOR, **os.environ},
             )
         except OSError as error:
             raise BrokerError(f"the broker {binary} cannot be started: {error.strerror}") from error

@@ -15,6 +15,7 @@ from awfulowl.errors import InputError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload, Receive
 from awfulowl.fabric.connection import Connection, NatsConfig, check_url
 from awfulowl.fabric.identity import Identity
+from awfulowl.wire.frames import Pieces
 
 
 class NatsFabric(Fabric):
@@ -66,8 +67,13 @@ class _NatsLink(Link):
         self._hand_over(self._receive, peer, channel, message.data)
 
     async def _send(self, peer: str, payload: Payload, channel: Channel) -> None:
-        subject = _to_device(peer, channel) if self.me == OWNER else _from_device(self.me, channel)
-        await self._connection.publish(subject, payload)
+        await self._connection.publish(self._subject(peer, channel), payload)
+
+    async def _send_pieces(self, peer: str, payload: Pieces, channel: Channel) -> None:
+        await self._connection.publish(self._subject(peer, channel), payload)
+
+    def _subject(self, peer: str, channel: Channel) -> str:
+        return _to_device(peer, channel) if self.me == OWNER else _from_device(self.me, channel)
 
     async def _close(self) -> None:
         await self._connection.close()

@@ -5,6 +5,7 @@ Large payloads are read into their final memory (`direct`) and sent from where t
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from nats import errors
@@ -12,13 +13,17 @@ from nats.aio.client import Client, Srv
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from awfulowl.fabric.direct import DirectTransport, Stream
-from awfulowl.limits import MIB
+from awfulowl.limits import KIB, MIB
 from awfulowl.wire.buffers import BUFFERS
+from awfulowl.wire.frames import Pieces
 
 _MESSAGE: Final = re.compile(rb"(H)?MSG +(\S+) +(\d{1,18}) +(?:\S+ +)?(?(1)(\d{1,18}) +)(\d{1,18}) *\r\n")
 """MSG subject sid [reply] bytes, HMSG subject sid [reply] header-bytes bytes."""
 
 _LINE_END: Final = b"\r\n"
+
+_WORTH_PIECES: Final = 16 * KIB
+"""Frames below are joined: the system takes longer for another piece."""
 
 
 class StrictClient(Client):
@@ -72,20 +77,26 @@ class StrictClient(Client):
         await self._process_msg(int(subscription), subject, b"", payload, b"")
 
     async def _send_publish(
-        self, subject: str, reply: str, payload: bytes, payload_size: int, headers: dict[str, Any] | None
+        self, subject: str, reply: str, payload: bytes | Pieces, payload_size: int, headers: dict[str, Any] | None
     ) -> None:
         if reply or headers is not None:
-            await super()._send_publish(subject, reply, payload, payload_size, headers)
+            await super()._send_publish(subject, reply, bytes(payload), payload_size, headers)
             return
         # The base class joins command and payload; here the payload goes to the socket as it is.
         command = b"PUB %b %d\r\n" % (subject.encode(), payload_size)
         self.stats["out_msgs"] += 1
         self.stats["out_bytes"] += payload_size
-        self._pending += [command, payload] if payload else [command]  # uvloop takes no empty pieces
+        self._pending += [command, *filter(len, self._parts(payload))]  # uvloop takes no empty pieces
         self._pending_data_size += len(command) + payload_size
         await self._send_command(_LINE_END)
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
+
+    def _parts(self, payload: bytes | Pieces) -> Sequence[Any]:
+        if not isinstance(payload, Pieces):
+            return [payload]
+        apart = len(payload) >= _WORTH_PIECES and isinstance(self._transport, DirectTransport)
+        return payload.parts if apart else [bytes(payload)]  # a WebSocket would make a frame of its own of each
 
     def _connect_command(self) -> bytes:
         # The base class encrypts when the server says so, whatever the address: who sits in between has only to deny

@@ -40,8 +40,31 @@ class _Head(NamedTuple):
     offset: int
 
 
+class Pieces:
+    """A frame as the parts that it is made of, in order, to be sent from where they lie; `bytes` joins them."""
+
+    __slots__ = ("_size", "parts")
+
+    def __init__(self, parts: Sequence[Buffer]) -> None:
+        self.parts: Final = parts
+        self._size: Final = sum(map(len, parts))
+
+    def __len__(self) -> int:
+        """Return the bytes of the whole frame."""
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        """Return the frame as it travels."""
+        return b"".join(self.parts)
+
+
 def frames(message: Sequence[Buffer], number: int, chunk_bytes: int) -> Iterator[bytes]:
-    """Cut a message into frames of at most `chunk_bytes`; every byte of it is copied once, into its frame.
+    """Cut a message as `in_pieces` does; every byte of it is copied once, into its frame."""
+    return map(bytes, in_pieces(message, number, chunk_bytes))
+
+
+def in_pieces(message: Sequence[Buffer], number: int, chunk_bytes: int) -> Iterator[Pieces]:
+    """Cut a message into frames of at most `chunk_bytes`, whose parts are views of it.
 
     Args:
         message: the pieces that `codec.encode` returned.
@@ -55,7 +78,7 @@ def frames(message: Sequence[Buffer], number: int, chunk_bytes: int) -> Iterator
         digest = xxhash.xxh3_64(seed=xxhash.xxh3_64_intdigest(head))
         for part in parts:
             digest.update(part)
-        yield b"".join((head, _DIGEST.pack(digest.intdigest(), _ZEROS), *parts))
+        yield Pieces((head + _DIGEST.pack(digest.intdigest(), _ZEROS), *parts))
 
 
 class Assembler:

@@ -69,13 +69,25 @@ def test_dense_products_are_those_of_integers(backend: Backend, case: Case, widt
 
 @backends
 @some
+@given(denses(), WIDTHS)
+def test_upright_products_are_transposed(backend: Backend, case: Case, width: int) -> None:
+    weights = backend.prepare(case.weight)
+    width = min(width, weights.modulus_bytes)
+    y = backend.upright(weights.planes, case.x, width)
+    assert y.shape == (len(case.weight), len(case.x))
+    assert modulo(y.mT, width) == modulo(oracle(case), width)
+    assert modulo(y.mT, width) == modulo(backend.dense(weights.planes, case.x, width), width)
+
+
+@backends
+@some
 @given(convolutions(), WIDTHS)
 def test_convolutions_are_those_of_integers(backend: Backend, case: Case, width: int) -> None:
     assert_multiplies(backend, case, width)
 
 
 @some
-@given(denses(), WIDTHS)
+@given(denses() | convolutions(), WIDTHS)
 def test_products_padded_as_gpus_want_them_are_those_of_integers(case: Case, width: int) -> None:
     with patch.object(products, "multiply8", products._in_tiles):
         assert_multiplies(Digits(), case, width)
@@ -118,6 +130,18 @@ def test_rectangles_of_prepared_weights_are_rectangles_of_weights(
     y = backend.multiply(part.kernel, whole._replace(planes=planes), part.x, 1, width)
     assert modulo(y, width) == modulo(oracle(part), width)
     assert torch.equal(backend.restore(planes), part.weight)
+
+
+@backends
+@some
+@given(convolutions())
+def test_weights_lie_in_memory_as_patches_do(backend: Backend, case: Case) -> None:
+    """So nothing of them is copied for a product of the whole."""
+    planes = backend.prepare(case.weight).planes
+    rows = planes.movedim(2, -1)
+    assert rows.is_contiguous()
+    assert rows.reshape(*planes.shape[:2], -1).data_ptr() == planes.data_ptr()
+    assert torch.equal(backend.restore(planes), case.weight)
 
 
 @backends

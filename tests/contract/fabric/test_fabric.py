@@ -17,6 +17,7 @@ from awfulowl.fabric.nats import NatsFabric
 from awfulowl.fabric.sealed import SealedFabric
 from awfulowl.limits import KIB
 from awfulowl.randomness import Entropy
+from awfulowl.wire.frames import Pieces
 from tests.conftest import RunningBroker
 from tests.loops import LOOPS, run, until
 
@@ -79,7 +80,9 @@ class Meeting:
         link = self.links[name] = await self.fabric.join(name, receive or note)
         return link
 
-    async def send(self, sender: str, receiver: str, payload: Payload, channel: Channel = Channel.MESSAGE) -> None:
+    async def send(
+        self, sender: str, receiver: str, payload: Payload | Pieces, channel: Channel = Channel.MESSAGE
+    ) -> None:
         await self.links[sender].send(receiver, payload, channel)
 
     def payloads(self, name: str, channel: Channel = Channel.MESSAGE) -> list[bytes]:
@@ -191,6 +194,36 @@ def test_any_bytes_arrive_as_they_were(play: Play) -> None:
         await at.send(OWNER, "a", payload)
         await until(lambda: at.received[OWNER] and at.received["a"])
         assert at.payloads(OWNER) == at.payloads("a") == [payload]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (3, 0, 4), (64, 100 * KIB, 0, 300 * KIB, 7), (0, 20 * KIB, 0)])
+def test_pieces_arrive_as_one_frame(play: Play, sizes: tuple[int, ...]) -> None:
+    parts = [memoryview(bytes([65 + number]) * size) for number, size in enumerate(sizes)]
+
+    async def scene(at: Meeting) -> None:
+        for _ in range(2):
+            await at.send("a", OWNER, b"before")
+            await at.send("a", OWNER, Pieces(parts))
+            await at.send(OWNER, "b", Pieces(parts))
+            await at.send("a", OWNER, Pieces(parts), Channel.HEARTBEAT)
+        await at.settle()
+        assert at.payloads(OWNER) == 2 * [b"before", b"".join(parts)]
+        assert at.payloads("b") == at.payloads(OWNER, Channel.HEARTBEAT) == 2 * [b"".join(parts)]
+
+    play(scene)
+
+
+def test_pieces_are_counted_together(play: Play) -> None:
+    async def scene(at: Meeting) -> None:
+        size = at.links["a"].max_payload_bytes
+        whole = [bytes(size // 2), bytes(range(256)), bytes(size - size // 2 - 256)]
+        await at.send("a", OWNER, Pieces(whole))
+        with pytest.raises(LimitError, match="max_payload_bytes"):
+            await at.send("a", OWNER, Pieces([*whole, b"x"]))
+        await at.settle()
+        assert at.payloads(OWNER) == [b"".join(whole)]
 
     play(scene)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from awfulowl.errors import BrokerError, InputError
@@ -108,6 +109,25 @@ def test_it_listens_on_this_machine_only() -> None:
             port = int(broker.url.rsplit(":", 1)[1])
             assert listeners(port) == [f"0100007F:{port:04X}"]
 
+    run(scene())
+
+
+@pytest.mark.parametrize("of_the_user", [{}, {"GOGC": "200"}, {"GOMEMLIMIT": "2GiB"}], ids=str)
+def test_how_it_collects_garbage_is_ours_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, of_the_user: dict[str, str]
+) -> None:
+    async def scene() -> None:
+        broker = Broker(key(), {})
+        await broker.start()
+        found = psutil.Process(process(broker).pid).environ()
+        expected = {"GOGC": "1000", "GOMEMLIMIT": "1GiB"} | of_the_user
+        assert expected.items() <= found.items()
+        await broker.stop()
+
+    for name in ("GOGC", "GOMEMLIMIT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in of_the_user.items():
+        monkeypatch.setenv(name, value)
     run(scene())
 
 

@@ -16,7 +16,7 @@ from awfulowl.errors import DamagedError, LimitError, ProtocolError, VersionErro
 from awfulowl.limits import DEFAULT, MIB
 from awfulowl.wire.buffers import ALIGNMENT
 from awfulowl.wire.codec import decode, encode
-from awfulowl.wire.frames import FRAME_HEADER_BYTES, Assembler, frames
+from awfulowl.wire.frames import FRAME_HEADER_BYTES, Assembler, Pieces, frames, in_pieces
 from awfulowl.wire.messages import PROTOCOL, Answer
 
 HEAD = struct.Struct("<3sBIQQQ")
@@ -73,6 +73,30 @@ def test_any_pieces_in_any_order_with_doubles(pieces: list[bytes], piece: int, o
     received = sent + order.sample(sent, len(sent) // 2)
     order.shuffle(received)
     assert fed(Assembler(DEFAULT), *received) == [b"".join(pieces)]
+
+
+@given(pieces=st.lists(st.binary(max_size=40), min_size=1, max_size=6).filter(any), piece=st.integers(1, 64))
+def test_frames_in_pieces_are_the_frames(pieces: list[bytes], piece: int) -> None:
+    joined = list(frames(pieces, 3, FRAME_HEADER_BYTES + piece))
+    apart = list(in_pieces(pieces, 3, FRAME_HEADER_BYTES + piece))
+    assert [bytes(frame) for frame in apart] == joined
+    assert [len(frame) for frame in apart] == [len(frame) for frame in joined]
+    assert all(map(len, (part for frame in apart for part in frame.parts)))
+
+
+def test_pieces_are_views_of_the_message() -> None:
+    """A frame that is joined later has what the message has then: so nothing of it may change."""
+    message = bytearray(b"some bytes")
+    (apart,), (joined,) = in_pieces([message], 1, 200), frames([message], 1, 200)
+    assert bytes(apart) == joined
+    message[:4] = b"more"
+    assert bytes(apart)[FRAME_HEADER_BYTES:] == b"more bytes"
+    assert joined[FRAME_HEADER_BYTES:] == b"some bytes"
+
+
+def test_pieces_of_nothing_have_no_length() -> None:
+    assert len(Pieces(())) == 0
+    assert bytes(Pieces((b"", b""))) == b""
 
 
 def test_several_messages_may_arrive_mixed() -> None:

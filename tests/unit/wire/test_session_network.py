@@ -159,9 +159,9 @@ class Conversation(RuleBasedStateMachine):
         request = self.work.pop(index % len(self.work))
         if outcome == "answer":
             tensors = [torch.cat([X] * 20)] * (request.body.answer_tensors() or 0)
-            self.to_owner += self.device.answer(request.id, tensors)
+            self.to_owner += map(bytes, self.device.answer(request.id, tensors))
         else:
-            self.to_owner += getattr(self.device, outcome)(request.id, "because")
+            self.to_owner += map(bytes, getattr(self.device, outcome)(request.id, "because"))
 
     @rule()
     def evict(self) -> None:
@@ -251,7 +251,7 @@ class Conversation(RuleBasedStateMachine):
         request_id, frames = self.owner.request(STEP, [], self.now, deadline=self.now + 1.0)
         self.to_device += frames
         self.deliver_all()
-        self.to_owner += self.device.answer(request_id, [])
+        self.to_owner += map(bytes, self.device.answer(request_id, []))
         (event,) = self.owner.receive(self.to_owner[-1], self.now)
         assert isinstance(event, Answered)
         assert self.begun[request_id] == 1

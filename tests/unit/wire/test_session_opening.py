@@ -1,5 +1,7 @@
 """Opening, silence, lease and goodbye: both ends, linked, in every order that somebody could think of."""
 
+from collections.abc import Callable, Sequence
+
 import pytest
 
 from awfulowl.errors import (
@@ -10,7 +12,7 @@ from awfulowl.errors import (
 from awfulowl.limits import DEFAULT
 from awfulowl.randomness import Entropy
 from awfulowl.wire.codec import decode
-from awfulowl.wire.frames import FRAME_HEADER_BYTES
+from awfulowl.wire.frames import FRAME_HEADER_BYTES, Pieces
 from awfulowl.wire.messages import (
     PROTOCOL,
     Answer,
@@ -253,11 +255,12 @@ def test_any_sign_of_life_brings_a_silent_device_back_with_what_it_held(sign: st
     if sign == "beat":
         events = linked.owner.receive_beat(linked.device.beat(linked.now), linked.now)
     else:
-        linked.to_owner += {
+        says: dict[str, Callable[[], Sequence[bytes | Pieces]]] = {
             "evict": lambda: linked.device.evict([SLICE], ""),
             "hello": lambda: linked.device.hello(linked.now),
             "late answer": lambda: linked.device.answer(request_id, [X]),
-        }[sign]()
+        }
+        linked.to_owner += says[sign]()
         events = linked.hear_device()
     opened = events[0]
     assert isinstance(opened, Opened)
