@@ -21,7 +21,7 @@ from awfulowl.limits import DEFAULT, GIB, Limits
 from awfulowl.randomness import SYSTEM, expanded
 from awfulowl.wire import messages as verbs
 from awfulowl.wire.digest import digest
-from awfulowl.wire.frames import Pieces
+from awfulowl.wire.frames import Frame
 from awfulowl.wire.session import (
     Cancelled,
     Closed,
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 _GOODBYE_S: Final = 2.0
 """A goodbye that does not get away by then is not waited for: the owner notices the silence."""
 
-Reply = Callable[[], list[Pieces]]
+Reply = Callable[[], list[Frame]]
 Tamper = Callable[[int, list[Tensor]], list[Tensor]]
 """(request id, right answers) -> the answers that are sent."""
 
@@ -85,7 +85,7 @@ class Worker:
         self._session = self._new_session(limits)
         self._queue: asyncio.Queue[Requested] = asyncio.Queue()
         self._cancelled: set[int] = set()
-        self._outbox: asyncio.Queue[Sequence[bytes | Pieces]] = asyncio.Queue()
+        self._outbox: asyncio.Queue[Sequence[bytes | Frame]] = asyncio.Queue()
         self._closed = asyncio.Event()
 
     async def run(self) -> None:

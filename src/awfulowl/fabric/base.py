@@ -15,7 +15,7 @@ from typing import Final, final
 import msgspec
 
 from awfulowl.errors import ClosedError, InputError, LimitError
-from awfulowl.wire.frames import Pieces
+from awfulowl.wire.frames import Frame
 from awfulowl.wire.messages import Name
 
 OWNER: Final = "owner"
@@ -68,7 +68,7 @@ class Link(ABC):
         return self._ended.done()
 
     @final
-    async def send(self, peer: str, payload: Payload | Pieces, channel: Channel = Channel.MESSAGE) -> None:
+    async def send(self, peer: str, payload: Payload | Frame, channel: Channel = Channel.MESSAGE) -> None:
         """Hand over one frame; waits while too much is under way.
 
         When it returns the frame is on its way, no more: who needs to know asks for an answer. The payload must not
@@ -87,7 +87,7 @@ class Link(ABC):
             raise InputError(f"a device sends to its owner only, not to {peer!r:.80}")
         if len(payload) > self.max_payload_bytes:
             raise LimitError(f"a frame of {len(payload)} bytes is over max_payload_bytes={self.max_payload_bytes}")
-        if isinstance(payload, Pieces):
+        if isinstance(payload, Frame):
             await self._send_pieces(peer, payload, channel)
         else:
             await self._send(peer, payload, channel)
@@ -137,7 +137,7 @@ class Link(ABC):
     async def _send(self, peer: str, payload: Payload, channel: Channel) -> None:
         """Called by `send` with what it has checked."""
 
-    async def _send_pieces(self, peer: str, payload: Pieces, channel: Channel) -> None:
+    async def _send_pieces(self, peer: str, payload: Frame, channel: Channel) -> None:
         """Called by `send` in place of `_send`: joins them, where a fabric has no better way."""
         await self._send(peer, bytes(payload), channel)
 

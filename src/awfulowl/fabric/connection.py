@@ -19,7 +19,7 @@ from awfulowl.fabric.base import Payload
 from awfulowl.fabric.identity import Identity
 from awfulowl.fabric.strict_client import StrictClient
 from awfulowl.limits import DEFAULT, MIB, Limits
-from awfulowl.wire.frames import Pieces
+from awfulowl.wire.frames import Frame
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Connection:
         silence = f"no broker lets us in at {self._url} within {self._config.connect_s:g} s ({self._trouble})"
         return f"{silence}: is it running, and is the address right?"
 
-    async def publish(self, subject: str, payload: Payload | Pieces) -> None:
+    async def publish(self, subject: str, payload: Payload | Frame) -> None:
         """Send, once there is a connection and room.
 
         Raises:
@@ -157,7 +157,7 @@ class Connection:
             else:
                 return
 
-    async def _publish_now(self, subject: str, payload: Payload | Pieces) -> None:
+    async def _publish_now(self, subject: str, payload: Payload | Frame) -> None:
         publishing = self._client.publish(subject, payload)  # type: ignore[arg-type]  # views are sent as they are
         if self._client.pending_data_size + len(payload) + _COMMAND_BYTES <= self._config.pending_bytes:
             await publishing

@@ -15,7 +15,7 @@ from awfulowl.errors import InputError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload, Receive
 from awfulowl.fabric.connection import Connection, NatsConfig, check_url
 from awfulowl.fabric.identity import Identity
-from awfulowl.wire.frames import Pieces
+from awfulowl.wire.frames import Frame
 
 
 class NatsFabric(Fabric):
@@ -69,7 +69,7 @@ class _NatsLink(Link):
     async def _send(self, peer: str, payload: Payload, channel: Channel) -> None:
         await self._connection.publish(self._subject(peer, channel), payload)
 
-    async def _send_pieces(self, peer: str, payload: Pieces, channel: Channel) -> None:
+    async def _send_pieces(self, peer: str, payload: Frame, channel: Channel) -> None:
         await self._connection.publish(self._subject(peer, channel), payload)
 
     def _subject(self, peer: str, channel: Channel) -> str:

@@ -15,7 +15,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 from awfulowl.fabric.direct import DirectTransport, Stream
 from awfulowl.limits import KIB, MIB
 from awfulowl.wire.buffers import BUFFERS
-from awfulowl.wire.frames import Pieces
+from awfulowl.wire.frames import Frame
 
 _MESSAGE: Final = re.compile(rb"(H)?MSG +(\S+) +(\d{1,18}) +(?:\S+ +)?(?(1)(\d{1,18}) +)(\d{1,18}) *\r\n")
 """MSG subject sid [reply] bytes, HMSG subject sid [reply] header-bytes bytes."""
@@ -77,7 +77,7 @@ class StrictClient(Client):
         await self._process_msg(int(subscription), subject, b"", payload, b"")
 
     async def _send_publish(
-        self, subject: str, reply: str, payload: bytes | Pieces, payload_size: int, headers: dict[str, Any] | None
+        self, subject: str, reply: str, payload: bytes | Frame, payload_size: int, headers: dict[str, Any] | None
     ) -> None:
         if reply or headers is not None:
             await super()._send_publish(subject, reply, bytes(payload), payload_size, headers)
@@ -92,8 +92,8 @@ class StrictClient(Client):
         if self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
 
-    def _parts(self, payload: bytes | Pieces) -> Sequence[Any]:
-        if not isinstance(payload, Pieces):
+    def _parts(self, payload: bytes | Frame) -> Sequence[Any]:
+        if not isinstance(payload, Frame):
             return [payload]
         apart = len(payload) >= _WORTH_PIECES and isinstance(self._transport, DirectTransport)
         return payload.parts if apart else [bytes(payload)]  # a WebSocket would make a frame of its own of each

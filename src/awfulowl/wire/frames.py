@@ -40,7 +40,7 @@ class _Head(NamedTuple):
     offset: int
 
 
-class Pieces:
+class Frame:
     """A frame as the parts that it is made of, in order, to be sent from where they lie; `bytes` joins them."""
 
     __slots__ = ("_size", "parts")
@@ -63,7 +63,7 @@ def frames(message: Sequence[Buffer], number: int, chunk_bytes: int) -> Iterator
     return map(bytes, in_pieces(message, number, chunk_bytes))
 
 
-def in_pieces(message: Sequence[Buffer], number: int, chunk_bytes: int) -> Iterator[Pieces]:
+def in_pieces(message: Sequence[Buffer], number: int, chunk_bytes: int) -> Iterator[Frame]:
     """Cut a message into frames of at most `chunk_bytes`, whose parts are views of it.
 
     Args:
@@ -78,7 +78,7 @@ def in_pieces(message: Sequence[Buffer], number: int, chunk_bytes: int) -> Itera
         digest = xxhash.xxh3_64(seed=xxhash.xxh3_64_intdigest(head))
         for part in parts:
             digest.update(part)
-        yield Pieces((head + _DIGEST.pack(digest.intdigest(), _ZEROS), *parts))
+        yield Frame((head + _DIGEST.pack(digest.intdigest(), _ZEROS), *parts))
 
 
 class Assembler:

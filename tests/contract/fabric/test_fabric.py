@@ -17,12 +17,12 @@ from awfulowl.fabric.nats import NatsFabric
 from awfulowl.fabric.sealed import SealedFabric
 from awfulowl.limits import KIB
 from awfulowl.randomness import Entropy
-from awfulowl.wire.frames import Pieces
+from awfulowl.wire.frames import Frame
 from tests.conftest import RunningBroker
 from tests.loops import LOOPS, run, until
 
 DEVICES = ["a", "b", "Device-2_x"]
-Frame = tuple[str, Channel, bytes]
+Received = tuple[str, Channel, bytes]
 
 
 class Everyone(Fabric):
@@ -69,7 +69,7 @@ class Meeting:
     def __init__(self, fabric: Fabric) -> None:
         self.fabric = fabric
         self.links: dict[str, Link] = {}
-        self.received: dict[str, list[Frame]] = {}
+        self.received: dict[str, list[Received]] = {}
 
     async def join(self, name: str, receive: Receive | None = None) -> Link:
         frames = self.received[name] = []
@@ -81,7 +81,7 @@ class Meeting:
         return link
 
     async def send(
-        self, sender: str, receiver: str, payload: Payload | Pieces, channel: Channel = Channel.MESSAGE
+        self, sender: str, receiver: str, payload: Payload | Frame, channel: Channel = Channel.MESSAGE
     ) -> None:
         await self.links[sender].send(receiver, payload, channel)
 
@@ -205,9 +205,9 @@ def test_pieces_arrive_as_one_frame(play: Play, sizes: tuple[int, ...]) -> None:
     async def scene(at: Meeting) -> None:
         for _ in range(2):
             await at.send("a", OWNER, b"before")
-            await at.send("a", OWNER, Pieces(parts))
-            await at.send(OWNER, "b", Pieces(parts))
-            await at.send("a", OWNER, Pieces(parts), Channel.HEARTBEAT)
+            await at.send("a", OWNER, Frame(parts))
+            await at.send(OWNER, "b", Frame(parts))
+            await at.send("a", OWNER, Frame(parts), Channel.HEARTBEAT)
         await at.settle()
         assert at.payloads(OWNER) == 2 * [b"before", b"".join(parts)]
         assert at.payloads("b") == at.payloads(OWNER, Channel.HEARTBEAT) == 2 * [b"".join(parts)]
@@ -219,9 +219,9 @@ def test_pieces_are_counted_together(play: Play) -> None:
     async def scene(at: Meeting) -> None:
         size = at.links["a"].max_payload_bytes
         whole = [bytes(size // 2), bytes(range(256)), bytes(size - size // 2 - 256)]
-        await at.send("a", OWNER, Pieces(whole))
+        await at.send("a", OWNER, Frame(whole))
         with pytest.raises(LimitError, match="max_payload_bytes"):
-            await at.send("a", OWNER, Pieces([*whole, b"x"]))
+            await at.send("a", OWNER, Frame([*whole, b"x"]))
         await at.settle()
         assert at.payloads(OWNER) == [b"".join(whole)]
 

@@ -28,7 +28,7 @@ from awfulowl.fabric.identity import Identity
 from awfulowl.fabric.nats import NatsFabric
 from awfulowl.fabric.tether import tethered
 from awfulowl.limits import KIB, MIB, Limits
-from awfulowl.wire.frames import Pieces
+from awfulowl.wire.frames import Frame
 from tests.loops import run, until
 from tests.missing import need
 
@@ -166,7 +166,7 @@ async def talk(url: str, owner: Identity, device: Identity, config: NatsConfig) 
     at_device = await NatsFabric(url, device, config).device(device.name, lambda *frame: heard.append(bytes(frame[2])))
     await at_owner.send(device.name, b"down" * KIB)
     await at_device.send(OWNER, b"up" * KIB)
-    await at_device.send(OWNER, Pieces([b"head", memoryview(b"tail" * 8 * KIB)]))
+    await at_device.send(OWNER, Frame([b"head", memoryview(b"tail" * 8 * KIB)]))
     await until(lambda: len(heard) == 3)
     assert set(heard) == {b"down" * KIB, b"up" * KIB, b"head" + b"tail" * 8 * KIB}
     await at_owner.close()

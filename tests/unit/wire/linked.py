@@ -12,7 +12,7 @@ from awfulowl.errors import ProtocolError
 from awfulowl.limits import DEFAULT, Limits
 from awfulowl.randomness import Entropy
 from awfulowl.wire.codec import encode
-from awfulowl.wire.frames import Pieces, frames
+from awfulowl.wire.frames import Frame, frames
 from awfulowl.wire.messages import (
     Apply,
     ApplyTransposed,
@@ -76,7 +76,7 @@ class Linked:
     timing: Timing = field(default_factory=Timing)
     now: float = 100.0
     to_device: list[bytes] = field(default_factory=list)
-    to_owner: list[bytes | Pieces] = field(default_factory=list)
+    to_owner: list[bytes | Frame] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.owner = OwnerSession("device-1", self.limits, Entropy(1), self.timing)

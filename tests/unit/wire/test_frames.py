@@ -16,7 +16,7 @@ from awfulowl.errors import DamagedError, LimitError, ProtocolError, VersionErro
 from awfulowl.limits import DEFAULT, MIB
 from awfulowl.wire.buffers import ALIGNMENT
 from awfulowl.wire.codec import decode, encode
-from awfulowl.wire.frames import FRAME_HEADER_BYTES, Assembler, Pieces, frames, in_pieces
+from awfulowl.wire.frames import FRAME_HEADER_BYTES, Assembler, Frame, frames, in_pieces
 from awfulowl.wire.messages import PROTOCOL, Answer
 
 HEAD = struct.Struct("<3sBIQQQ")
@@ -95,8 +95,8 @@ def test_pieces_are_views_of_the_message() -> None:
 
 
 def test_pieces_of_nothing_have_no_length() -> None:
-    assert len(Pieces(())) == 0
-    assert bytes(Pieces((b"", b""))) == b""
+    assert len(Frame(())) == 0
+    assert bytes(Frame((b"", b""))) == b""
 
 
 def test_several_messages_may_arrive_mixed() -> None:

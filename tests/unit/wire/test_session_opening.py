@@ -12,7 +12,7 @@ from awfulowl.errors import (
 from awfulowl.limits import DEFAULT
 from awfulowl.randomness import Entropy
 from awfulowl.wire.codec import decode
-from awfulowl.wire.frames import FRAME_HEADER_BYTES, Pieces
+from awfulowl.wire.frames import FRAME_HEADER_BYTES, Frame
 from awfulowl.wire.messages import (
     PROTOCOL,
     Answer,
@@ -255,7 +255,7 @@ def test_any_sign_of_life_brings_a_silent_device_back_with_what_it_held(sign: st
     if sign == "beat":
         events = linked.owner.receive_beat(linked.device.beat(linked.now), linked.now)
     else:
-        says: dict[str, Callable[[], Sequence[bytes | Pieces]]] = {
+        says: dict[str, Callable[[], Sequence[bytes | Frame]]] = {
             "evict": lambda: linked.device.evict([SLICE], ""),
             "hello": lambda: linked.device.hello(linked.now),
             "late answer": lambda: linked.device.answer(request_id, [X]),

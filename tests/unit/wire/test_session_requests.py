@@ -14,7 +14,7 @@ from awfulowl.errors import (
 )
 from awfulowl.limits import DEFAULT
 from awfulowl.randomness import Entropy, expanded
-from awfulowl.wire.frames import Pieces
+from awfulowl.wire.frames import Frame
 from awfulowl.wire.messages import (
     Answer,
     Body,
@@ -243,7 +243,7 @@ def test_a_change_asked_for_again_gets_its_outcome_again(body: Request, outcome:
     linked = Linked().opened()
     request_id = linked.ask(body)
     asked(linked)
-    tell: Callable[[], list[Pieces]] = {
+    tell: Callable[[], list[Frame]] = {
         "answered": lambda: linked.device.answer(request_id, []),
         "refused": lambda: linked.device.refuse(request_id, "full"),
         "failed": lambda: linked.device.error(request_id, "broken"),

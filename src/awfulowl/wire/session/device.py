@@ -10,7 +10,7 @@ from awfulowl.errors import InputError, ProtocolError, VersionError
 from awfulowl.limits import Limits
 from awfulowl.randomness import Entropy, Seeded
 from awfulowl.wire.codec import Buffer, decode, encode
-from awfulowl.wire.frames import Pieces
+from awfulowl.wire.frames import Frame
 from awfulowl.wire.messages import (
     PROTOCOL,
     Answer,
@@ -128,7 +128,7 @@ class DeviceSession:
         """Return a heartbeat to send every `heartbeat_s`, empty when there is no session."""
         return self._line.beat(self.handle)
 
-    def answer(self, request_id: int, tensors: Sequence[Tensor]) -> list[Pieces]:
+    def answer(self, request_id: int, tensors: Sequence[Tensor]) -> list[Frame]:
         """Return the frames of an answer, none when nobody waits for it any more; the tensors must not change again.
 
         Raises:
@@ -137,11 +137,11 @@ class DeviceSession:
         """
         return self._finish(request_id, Answer(to=request_id), tensors)
 
-    def refuse(self, request_id: int, reason: str) -> list[Pieces]:
+    def refuse(self, request_id: int, reason: str) -> list[Frame]:
         """Return the frames that say why a request will not be done, none when nobody waits for it any more."""
         return self._finish(request_id, Refuse(to=request_id, reason=self._line.text(reason)), ())
 
-    def error(self, request_id: int, reason: str) -> list[Pieces]:
+    def error(self, request_id: int, reason: str) -> list[Frame]:
         """Return the frames that say why a request failed, none when nobody waits for it any more."""
         return self._finish(request_id, Error(to=request_id, reason=self._line.text(reason)), ())
 
@@ -212,7 +212,7 @@ class DeviceSession:
             return []
         return [Repeat(self._line.frames([kept]))]
 
-    def _finish(self, request_id: int, body: Answer | Refuse | Error, tensors: Sequence[Tensor]) -> list[Pieces]:
+    def _finish(self, request_id: int, body: Answer | Refuse | Error, tensors: Sequence[Tensor]) -> list[Frame]:
         if self.handle is None or not self._replay.is_in_progress(request_id):
             return []
         message = encode(self.handle, 0, body, tensors, self._limits)

@@ -12,7 +12,7 @@ from awfulowl.errors import DamagedError, ProtocolError
 from awfulowl.limits import Limits
 from awfulowl.randomness import Entropy
 from awfulowl.wire.codec import Buffer
-from awfulowl.wire.frames import Assembler, Pieces, frames, in_pieces
+from awfulowl.wire.frames import Assembler, Frame, frames, in_pieces
 from awfulowl.wire.messages import PROTOCOL, TEXT_CHARS, Header, check_version, verb
 from awfulowl.wire.text import plain
 
@@ -60,7 +60,7 @@ class Line:
         self._number += 1
         return frames(message, self._number, self._limits.chunk_bytes)
 
-    def frames_in_pieces(self, message: Sequence[Buffer]) -> list[Pieces]:
+    def frames_in_pieces(self, message: Sequence[Buffer]) -> list[Frame]:
         """Return the same, not joined: what they are made of must not change until the last of them has left."""
         self._number += 1
         return list(in_pieces(message, self._number, self._limits.chunk_bytes))
