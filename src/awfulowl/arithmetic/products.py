@@ -29,16 +29,29 @@ _WHOLE: Final = 9
 _PIECE: Final = 1 << 20
 """Weights held in float64 at a time."""
 
+_ALIASED: Final = 2048
+"""Rows of a multiple of so many bytes begin in few sets of a processor's cache, and drive each other out of it."""
+
+_GAP: Final = 64
+"""Bytes between such rows, a line of the cache: a product of 64 x 4096 x 4096 takes .64 of its time."""
+
 
 class Weights(NamedTuple):
     """Weights as a backend wants them.
 
     `planes` is (planes, outputs, inputs / groups, *size), so that a rectangle of it is a rectangle of the weights; in
-    memory inputs come last, as in patches. They stand for the weights modulo 256^modulus_bytes.
+    memory inputs come last, as in patches, and rows may lie apart. They stand for the weights modulo
+    256^modulus_bytes.
     """
 
     planes: Tensor
     modulus_bytes: int = _WHOLE
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take, with what is between rows."""
+        planes, outputs = self.planes.shape[:2]
+        return max(self.planes.nbytes, planes * outputs * self.planes.stride(1) * self.planes.itemsize)
 
 
 class Backend(ABC):
@@ -124,7 +137,9 @@ class Digits(Backend):
 
     def prepare(self, weight: Tensor) -> Weights:
         """Split the weights into digits."""
-        planes = _like_patches(digits.split(weight))
+        length = weight[:1].numel()
+        gap = _GAP if length and length % _ALIASED == 0 and not weight.is_cuda else 0
+        planes = _like_patches(digits.split(weight), gap)
         return Weights(planes, weight.itemsize if digits.carries(weight) else _WHOLE)
 
     def restore(self, planes: Tensor) -> Tensor:
@@ -144,9 +159,12 @@ class Digits(Backend):
         return super().upright(planes, x, width)
 
 
-def _like_patches(planes: Tensor) -> Tensor:
-    """Return planes (planes, outputs, inputs / groups, *size) whose inputs lie side by side in memory."""
-    return planes.movedim(2, -1).contiguous().movedim(-1, 2)
+def _like_patches(planes: Tensor, gap: int = 0) -> Tensor:
+    """Return planes (planes, outputs, inputs / groups, *size) whose inputs lie side by side in memory, rows apart."""
+    last = planes.movedim(2, -1)
+    length = last[:1, :1].numel()
+    rows = planes.new_zeros((*planes.shape[:2], length + gap))[..., :length]
+    return rows.view(last.shape).copy_(last).movedim(-1, 2)
 
 
 def _linear(x: Tensor, weight: Tensor) -> Tensor:

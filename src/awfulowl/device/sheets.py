@@ -44,7 +44,7 @@ class Held:
     @property
     def nbytes(self) -> int:
         """Bytes that the sheet takes."""
-        own = self.weights.planes.nbytes + sum(part.nbytes for part in self.state.parts)
+        own = self.weights.nbytes + sum(part.nbytes for part in self.state.parts)
         return own + self.frozen_nbytes
 
     @property

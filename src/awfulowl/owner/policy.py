@@ -61,8 +61,9 @@ class Policy:
     math_threads: int = 2
     """Threads of the owner's arithmetic, beside the user's. They are started when a fleet is opened."""
 
-    load_bytes: int = 8 * MIB
-    """Sheets of about this size are loaded."""
+    load_bytes: int = 32 * MIB
+    """Sheets of about this size are loaded: a device multiplies by each of them alone, and the fewer the quicker. More
+    than a session's credit would be more than the broker keeps for a slow line."""
 
     verify: bool = True
     """Check every answer. Off only to measure what the check costs."""

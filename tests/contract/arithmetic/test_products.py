@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from awfulowl.arithmetic import digits, patches, products
 from awfulowl.arithmetic.products import BACKENDS, Backend, Digits, Weights
-from awfulowl.blocks.kernels import Convolution, Dense
+from awfulowl.blocks.kernels import Convolution, Dense, Kernel
 from awfulowl.errors import InputError
 from tests.contract.arithmetic.cases import (
     DTYPES,
@@ -142,6 +142,48 @@ def test_weights_lie_in_memory_as_patches_do(backend: Backend, case: Case) -> No
     assert rows.is_contiguous()
     assert rows.reshape(*planes.shape[:2], -1).data_ptr() == planes.data_ptr()
     assert torch.equal(backend.restore(planes), case.weight)
+
+
+LONG = [
+    (Dense(), (5, 2048), (3, 2048)),
+    (Dense(), (2, 4096), (4, 4096)),
+    (Convolution((1, 1), (0, 0), (1, 1)), (3, 512, 2, 2), (2, 512, 3, 4)),
+]
+
+
+@backends
+@pytest.mark.parametrize("of_x", DTYPES)
+@pytest.mark.parametrize("of_weights", DTYPES)
+@pytest.mark.parametrize(("kernel", "shape", "inputs"), LONG, ids=["2048", "4096", "patches of 2048"])
+def test_rows_that_a_cache_would_mix_up(
+    backend: Backend,
+    kernel: Kernel,
+    shape: tuple[int, ...],
+    inputs: tuple[int, ...],
+    of_weights: torch.dtype,
+    of_x: torch.dtype,
+) -> None:
+    """They lie apart where bytes are multiplied; nothing is copied for a product, and the gaps are counted."""
+    case = Case(kernel, integers(of_weights, shape, 1), integers(of_x, inputs, 2))
+    weights = backend.prepare(case.weight)
+    rows = weights.planes.movedim(2, -1)
+    length, apart = case.weight[0].numel(), rows.stride(1)
+    assert apart == length + 64 * (backend.name == "int8")
+    assert weights.nbytes == len(rows) * len(case.weight) * apart * weights.planes.itemsize
+    assert weights.nbytes <= 1.04 * weights.planes.nbytes
+    assert rows.reshape(*rows.shape[:2], -1).data_ptr() == weights.planes.data_ptr()
+    assert torch.equal(backend.restore(weights.planes), case.weight)
+    assert_multiplies(backend, case, min(4, weights.modulus_bytes))
+    part = Case(kernel, case.weight[1:, 64:192], case.x[:, 64:192])
+    y = backend.multiply(kernel, weights._replace(planes=weights.planes[:, 1:, 64:192]), part.x, 1, 1)
+    assert modulo(y, 1) == modulo(oracle(part), 1)
+
+
+@pytest.mark.parametrize("shape", [(1, 2048), (0, 2048), (3, 0), (1, 1)])
+def test_bytes_of_rows_of_any_number(shape: tuple[int, int]) -> None:
+    for backend in BACKENDS:
+        weights = backend.prepare(torch.zeros(shape, dtype=torch.int8))
+        assert weights.planes.nbytes <= weights.nbytes <= weights.planes.nbytes + 64 * shape[0]
 
 
 @backends
