@@ -43,6 +43,11 @@ class Layer(NamedTuple):
     error: float | None = None
 
     @property
+    def title(self) -> str:
+        """The name for people to read; a model that is one layer has none of its own."""
+        return self.product or "the model"
+
+    @property
     def inputs(self) -> int:
         """Input features or channels."""
         return self.shape[1] * self.groups

@@ -30,13 +30,13 @@ def why_unfit(layer: Layer, numbers: Integers) -> str | None:
     terms = math.prod(layer.shape[1:])
     if terms > numbers.most_terms:
         return (
-            f"{layer.product or 'the model'} adds up {terms} products in each output, and {numbers.name} holds "
+            f"{layer.title} adds up {terms} products in each output, and {numbers.name} holds "
             f"{numbers.most_terms} at most"
         )
     try:
         secret_bits(layer.shape[0], numbers, terms * numbers.largest**2)
     except ModelError as error:
-        return f"{layer.product or 'the model'}: {error}"
+        return f"{layer.title}: {error}"
     return None
 
 
@@ -60,7 +60,7 @@ def choose(model: nn.Module, found: Survey, example: object, options: Options) -
 def _above_budget(layers: Iterable[Layer], options: Options) -> Iterator[str]:
     """Say which layers `auto` found no integers for that are within the budget."""
     above = [
-        f"{layer.product or 'the model'} ({layer.arithmetic}, error {layer.error:.2g})"
+        f"{layer.title} ({layer.arithmetic}, error {layer.error:.2g})"
         for layer in layers
         if layer.error is not None and layer.error > options.error_budget
     ]
@@ -80,9 +80,8 @@ def _chosen(
     if not fits:
         ways = ["choose arithmetic='int16'"] if why_unfit(layer, INTEGERS["int16"]) is None else []
         ways += [f"keep it at the owner (keep=('{layer.product}',))"] if layer.product else []
-        raise ModelError(
-            ": ".join([f"{why_unfit(layer, INTEGERS[names[-1]])}", *([", or ".join(ways)] if ways else [])])
-        )
+        reason = f"{why_unfit(layer, INTEGERS[names[-1]])}"
+        raise ModelError(f"{reason}: {', or '.join(ways)}" if ways else reason)
     good = (name for name in fits if measured[name].get(layer.product, math.inf) <= options.error_budget)
     name = next(good, fits[-1])
     return layer._replace(arithmetic=name, error=measured[name].get(layer.product))
