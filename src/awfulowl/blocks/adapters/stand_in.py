@@ -115,25 +115,18 @@ class StandIn(nn.Module):
         """Return x as float32 in main memory: the same object where it is that already."""
         scattering = self._scattering
         where = f"layer '{scattering.layer}'"
-        if not all(isinstance(self._parameters.get(name), ScatteredWeight) for name in scattering.parameters):
+        weights = [self._parameters.get(name) for name in scattering.parameters]
+        held = [weight for weight in weights if isinstance(weight, ScatteredWeight)]
+        if len(held) < len(weights):
             raise ScatteredError(f"a weight of {where} was replaced, but devices hold the old one: scatter again")
         self._check_dense(x)
         if x.requires_grad and torch.is_grad_enabled() and not scattering.train:
             raise ScatteredError(f"the input of {where} requires a gradient: scatter with train=True, or detach it")
         if x.dim() < -dim or x.shape[dim] != features:
             raise InputError(f"{where} takes {features} inputs in dimension {dim}, not shape {tuple(x.shape)}")
-        self._result_dtype(x)
+        if _autocast_dtype(x) is None and x.dtype != held[0].dtype:
+            raise InputError(f"{where} takes {held[0].dtype}, not {x.dtype}")
         return x.to("cpu", torch.float32)
-
-    def _result_dtype(self, x: Tensor) -> torch.dtype:
-        """Return the type that PyTorch would answer in."""
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64:
-            return torch.get_autocast_dtype(kind)
-        expected = self.get_parameter(self._scattering.parameters[0]).dtype
-        if x.dtype != expected:
-            raise InputError(f"layer '{self._scattering.layer}' takes {expected}, not {x.dtype}")
-        return x.dtype
 
     def _product(self, name: str, x: Tensor) -> Tensor:
         # Autocast would halve the precision of what the fleet does with x.
@@ -148,11 +141,13 @@ class StandIn(nn.Module):
 
         The answer is contiguous, since models that call `view` rely on it.
         """
-        y = y.to(x.device).contiguous()
+        y = y.to(x.device)
         if bias is not None:
             bias = bias.to(x.device, torch.float32).reshape(-1, *[1] * space)
-            y = y + bias if y.requires_grad or bias.requires_grad else y.add_(bias)
-        return y.to(self._result_dtype(x))
+            in_place = y.is_contiguous() and not (y.requires_grad or bias.requires_grad)
+            y = y.add_(bias) if in_place else y + bias
+        y = y.contiguous()
+        return y.to(_autocast_dtype(x) or x.dtype)
 
     @contextmanager
     def _kept_only(self) -> Iterator[None]:
@@ -197,6 +192,13 @@ class StandIn(nn.Module):
 
     def __prepare_scriptable__(self) -> NoReturn:
         self._refuse("scripted")
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the type that PyTorch would cast x to, and answer in; None where it casts nothing."""
+    kind = x.device.type
+    casts = torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else None
 
 
 @functools.cache
