@@ -37,16 +37,14 @@ def known(name: str) -> Outcome:
 
 
 def numbers(outcome: Outcome) -> tuple[object, ...]:
-    """Everything that equal seeds repeat."""
-    grade = outcome.grade._asdict()
-    right = grade.pop("right").tolist()
+    """Everything that equal seeds repeat, whatever it is graded on."""
     places = {layer: placement.tolist() for layer, placement in outcome.recovery.placements.items()}
     weights = {name: tensor.double().sum().item() for name, tensor in outcome.recovery.weights.items()}
-    return grade, right, places, weights, dict(outcome.cost), dict(outcome.by_kind)
+    return places, weights, dict(outcome.cost), dict(outcome.by_kind)
 
 
 @EVERY
-def test_it_answers_and_equal_seeds_give_equal_numbers(attack: Attack) -> None:
+def test_equal_seeds_give_equal_numbers_and_the_test_images_guide_nothing(attack: Attack) -> None:
     """And it leaves the scene and the generator as they are."""
     first = known(attack.name)
     assert first.recovery.placements or first.recovery.weights
@@ -57,12 +55,25 @@ def test_it_answers_and_equal_seeds_give_equal_numbers(attack: Attack) -> None:
     model = copy.deepcopy(scene.model.state_dict())
     blocks = {layer: [block.clone() for block in spoils.blocks] for layer, spoils in scene.layers.items()}
     public = [tensor.clone() for tensor in (*scene.public, *scene.validation)]
-    assert numbers(attack(scene, truth, seed=3)) == numbers(first)
+    again = attack(scene, with_few_images(truth), seed=3)
+    assert numbers(again) == numbers(first)
+    assert all(torch.equal(weights, again.recovery.weights[name]) for name, weights in first.recovery.weights.items())
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(torch.equal(tensor, model[name]) for name, tensor in scene.model.state_dict().items())
     for layer, spoils in scene.layers.items():
         assert all(torch.equal(*pair) for pair in zip(spoils.blocks, blocks[layer], strict=True))
     assert all(torch.equal(*pair) for pair in zip((*scene.public, *scene.validation), public, strict=True))
+
+
+def with_few_images(truth: Truth) -> Truth:
+    """Return the same but for the test images: whoever is guided by them goes another way."""
+    return Truth(
+        positions=truth.positions,
+        answers=truth.answers,
+        validation=truth.validation,
+        test=Labelled(truth.test.inputs[:5], truth.test.labels[:5]),
+        seed=truth.seed,
+    )
 
 
 @EVERY
@@ -77,23 +88,6 @@ def test_it_never_spends_more_than_its_budget(attack: Attack) -> None:
     assert not refusal or "the budget ended before there was an answer" in refusal
     assert small.flops <= spent["flops"] / 3
     assert small.evaluations <= max(1, spent["evaluations"] // 3)
-
-
-@EVERY
-def test_the_test_images_guide_nothing(attack: Attack) -> None:
-    scene, truth = scene_for(attack)
-    other = Truth(
-        positions=truth.positions,
-        answers=truth.answers,
-        validation=truth.validation,
-        test=Labelled(truth.test.inputs[:5], truth.test.labels[:5]),
-        seed=truth.seed,
-    )
-    first, second = known(attack.name).recovery, attack(scene, other, seed=3).recovery
-    assert {layer: place.tolist() for layer, place in first.placements.items()} == {
-        layer: place.tolist() for layer, place in second.placements.items()
-    }
-    assert all(torch.equal(weights, second.weights[name]) for name, weights in first.weights.items())
 
 
 @EVERY

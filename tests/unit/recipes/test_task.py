@@ -93,15 +93,11 @@ def test_half_of_the_pictures_are_mirrored_and_in_evaluation_none() -> None:
 def test_pictures_are_moved_by_up_to_four_pixels_and_zeros_come_in() -> None:
     numbered = 1.0 + torch.arange(2 * 6 * 5).reshape(1, 2, 6, 5).expand(400, -1, -1, -1)
     found = moved(numbered, torch.Generator().manual_seed(0))
+    possible = {(down, right): shifted(numbered[0], down, right) for down in range(-4, 5) for right in range(-4, 5)}
     shifts = set()
     for picture in found:
-        matches = [
-            (down, right)
-            for down in range(-4, 5)
-            for right in range(-4, 5)
-            if torch.equal(picture, shifted(numbered[0], down, right))
-        ]
-        shifts |= set(matches)
+        matches = {shift for shift, expected in possible.items() if torch.equal(picture, expected)}
+        shifts |= matches
         assert matches
     assert {down for down, _ in shifts} == {right for _, right in shifts} == set(range(-4, 5))
 

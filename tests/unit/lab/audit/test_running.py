@@ -217,7 +217,7 @@ def test_without_public_data_there_is_no_floor_and_no_number(tmp_path: Path) -> 
 
 
 def test_possession_has_curves_scores_and_warm_starts(tmp_path: Path) -> None:
-    report = run_once(tmp_path, possession=True, attacks=["norms"], shuffles=1)
+    report = run_once(tmp_path, possession=True, victims=1, attacks=["norms"], shuffles=1)
     found = report.possession
     assert {one.layers for one in found.dropped} >= {("conv",), ("hidden", "head"), ("conv", "inner", "hidden", "head")}
     whole = [one.accuracy for one in found.dropped if one.dropped == 0]
