@@ -29,7 +29,7 @@ def say(world: World, body: Answer | Evict | Bye, session: bytes | None = None, 
     own = world.workers["d1"]._session
     handle = session or own.handle
     assert handle is not None
-    world.workers["d1"]._outbox.put_nowait(own._line.frames(encode(handle, 0, body, tensors, DEFAULT)))
+    world.workers["d1"]._outbox.put_nowait(list(own._line.frames(encode(handle, 0, body, tensors, DEFAULT))))
 
 
 def unasked_answer(world: World, turn: int) -> None:

@@ -16,7 +16,6 @@ from awfulowl.wire.messages import (
     Answer,
     Bye,
     Cancel,
-    DeviceBody,
     DeviceHello,
     Error,
     Evict,
@@ -97,7 +96,7 @@ class DeviceSession:
         if self.state is DeviceState.CLOSED:
             return []
         self._called_at = now
-        return self._line.frames(encode(self.boot, 0, self._hello, (), self._limits))
+        return self._line.say(self.boot, self._hello)
 
     def receive(self, frame: Buffer, now: float) -> list[DeviceEvent]:
         """Take a frame of the owner and return what it means.
@@ -147,11 +146,11 @@ class DeviceSession:
 
     def evict(self, slices: Sequence[Handle], reason: str) -> list[bytes]:
         """Return the frames that say which slices are held no longer."""
-        return self._say(Evict(slices=tuple(slices), reason=self._line.text(reason)))
+        return self._line.say(self.handle, Evict(slices=tuple(slices), reason=self._line.text(reason)))
 
     def bye(self, reason: str) -> list[bytes]:
         """End the conversation for good and return the frames that tell the owner; no event follows."""
-        frames = self._say(Bye(reason=self._line.text(reason)))
+        frames = self._line.say(self.handle, Bye(reason=self._line.text(reason)))
         self._end_session(Cue.LEAVE)
         return frames
 
@@ -210,14 +209,14 @@ class DeviceSession:
         if kept is None:
             self._line.ignored += 1
             return []
-        return [Repeat(self._line.frames([kept]))]
+        return [Repeat(list(self._line.frames([kept])))]
 
     def _finish(self, request_id: int, body: Answer | Refuse | Error, tensors: Sequence[Tensor]) -> list[Frame]:
         if self.handle is None or not self._replay.is_in_progress(request_id):
             return []
         message = encode(self.handle, 0, body, tensors, self._limits)
         self._replay.finish(request_id, message)
-        return self._line.frames_in_pieces(message)
+        return self._line.in_pieces(message)
 
     def _end_session(self, cue: object) -> None:
         self.state = DEVICE[self.state].get(cue, self.state)
@@ -225,11 +224,6 @@ class DeviceSession:
         self.handle = self._terms = None
         self._hello = msgspec.structs.replace(self._hello, boot=self._entropy.handle())
         self._called_at = float("-inf")
-
-    def _say(self, body: DeviceBody) -> list[bytes]:
-        if self.handle is None:
-            return []
-        return self._line.frames(encode(self.handle, 0, body, (), self._limits))
 
 
 def _valid(hello: DeviceHello) -> DeviceHello:

@@ -11,9 +11,9 @@ import xxhash
 from awfulowl.errors import DamagedError, ProtocolError
 from awfulowl.limits import Limits
 from awfulowl.randomness import Entropy
-from awfulowl.wire.codec import Buffer
+from awfulowl.wire.codec import Buffer, encode
 from awfulowl.wire.frames import Assembler, Frame, frames, in_pieces
-from awfulowl.wire.messages import PROTOCOL, TEXT_CHARS, Header, check_version, verb
+from awfulowl.wire.messages import PROTOCOL, TEXT_CHARS, Body, Header, check_version, verb
 from awfulowl.wire.text import plain
 
 FIRST_NUMBERS: Final = 2**62
@@ -51,16 +51,19 @@ class Line:
         self._beats = 0
         self._last_heard = (b"", 0)
 
-    def frames(self, message: Sequence[Buffer]) -> list[bytes]:
-        """Return the frames of a message under a number of its own."""
-        return list(self.frames_as_sent(message))
+    def say(self, session: bytes | None, body: Body) -> list[bytes]:
+        """Return the frames of a message without tensors in a session, none without one."""
+        return [] if session is None else list(self.frames(encode(session, 0, body, (), self._limits)))
 
-    def frames_as_sent(self, message: Sequence[Buffer]) -> Iterator[bytes]:
-        """Return the same, each made when it is asked for: what they are made of must not change until then."""
+    def frames(self, message: Sequence[Buffer]) -> Iterator[bytes]:
+        """Return the frames of a message under a number of its own, each made when it is asked for.
+
+        What they are made of must not change until then.
+        """
         self._number += 1
         return frames(message, self._number, self._limits.chunk_bytes)
 
-    def frames_in_pieces(self, message: Sequence[Buffer]) -> list[Frame]:
+    def in_pieces(self, message: Sequence[Buffer]) -> list[Frame]:
         """Return the same, not joined: what they are made of must not change until the last of them has left."""
         self._number += 1
         return list(in_pieces(message, self._number, self._limits.chunk_bytes))

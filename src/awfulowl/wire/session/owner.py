@@ -172,17 +172,17 @@ class OwnerSession:
         self._owed[request_id] = self._owed.get(request_id, 0) + 1
         if len(self._owed) > self._limits.replay_window:
             del self._owed[next(iter(self._owed))]
-        return request_id, self._line.frames_as_sent(message)
+        return request_id, self._line.frames(message)
 
     def cancel(self, request_id: int) -> list[bytes]:
         """Forget a request and return the frames that tell the device; none if it has ended."""
         if self._open.pop(request_id, None) is None:
             return []
-        return self._say(Cancel(target=request_id))
+        return self._line.say(self.handle, Cancel(target=request_id))
 
     def bye(self, reason: str) -> list[bytes]:
         """End the conversation for good and return the frames that tell the device; no event follows."""
-        frames = self._say(Bye(reason=self._line.text(reason)))
+        frames = self._line.say(self.handle, Bye(reason=self._line.text(reason)))
         self._open.clear()
         self._end_session(Cue.LEAVE)
         return frames
@@ -227,7 +227,7 @@ class OwnerSession:
             self._owed.clear()
         self.hello = hello
         self.state, self._heard_at = OWNER[self.state][DeviceHello], now
-        return [*failed, Opened(hello, fresh, self._say(self._greeting(hello)))]
+        return [*failed, Opened(hello, fresh, self._line.say(self.handle, self._greeting(hello)))]
 
     def _greeting(self, hello: DeviceHello) -> OwnerHello:
         return OwnerHello(
@@ -244,7 +244,7 @@ class OwnerSession:
         self._heard_at = now
         if before is self.state or self.hello is None:
             return []
-        return [Opened(self.hello, fresh=False, frames_to_send=self._say(self._greeting(self.hello)))]
+        return [Opened(self.hello, fresh=False, frames_to_send=self._line.say(self.handle, self._greeting(self.hello)))]
 
     def _left(self, bye: Bye) -> list[OwnerEvent]:
         reason = self._line.text(bye.reason)
@@ -289,8 +289,3 @@ class OwnerSession:
         self.state = OWNER[self.state].get(cue, self.state)
         self._line.retire(self.handle, self.boot)
         self.handle = self.hello = None
-
-    def _say(self, body: OwnerHello | Cancel | Bye) -> list[bytes]:
-        if self.handle is None:
-            return []
-        return self._line.frames(encode(self.handle, 0, body, (), self._limits))
