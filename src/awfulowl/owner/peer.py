@@ -87,9 +87,8 @@ class Peer:
         loop = asyncio.get_running_loop()
         sent_bytes = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
         await self._wait_for_credit(answer_bytes + sent_bytes, timeout_s)
-        now = loop.time()
-        deadline = now + timeout_s
-        id_, frames = self.session.request(body, tensors, now, deadline=deadline, answer_bytes=answer_bytes)
+        deadline = loop.time() + timeout_s
+        id_, frames = self.session.request(body, tensors, deadline=deadline, answer_bytes=answer_bytes)
         future: asyncio.Future[list[Tensor]] = loop.create_future()
         self._waiting[id_] = future
         try:
@@ -100,7 +99,7 @@ class Peer:
                     break
                 self._ledger.repeated += 1
                 _, frames = self.session.request(
-                    body, tensors, loop.time(), deadline=deadline, answer_bytes=answer_bytes, repeat_of=id_
+                    body, tensors, deadline=deadline, answer_bytes=answer_bytes, repeat_of=id_
                 )
                 await self._send_all(frames, future)
             return Answer(id_, await future)

@@ -52,8 +52,8 @@ class _Request(_Body, frozen=True):
     changes: ClassVar[bool] = False
     """Whether doing it twice differs from doing it once: the device then keeps the answer and repeats it."""
 
-    def answer_tensors(self) -> int | None:
-        """Return how many tensors the answer has, or None when the verb leaves it open."""
+    def answer_tensors(self) -> int:
+        """Return how many tensors the answer has."""
         return 0
 
 

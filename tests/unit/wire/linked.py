@@ -120,9 +120,7 @@ class Linked:
 
     def ask(self, body: Request, *, repeat_of: int | None = None, wait_s: float = 2.0) -> int:
         """Send a request."""
-        request_id, sent = self.owner.request(
-            body, tensors_for(body), self.now, deadline=self.now + wait_s, repeat_of=repeat_of
-        )
+        request_id, sent = self.owner.request(body, tensors_for(body), deadline=self.now + wait_s, repeat_of=repeat_of)
         self.to_device += sent
         return request_id
 

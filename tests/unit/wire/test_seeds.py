@@ -299,7 +299,7 @@ def test_other_widths_are_refused(width: object) -> None:
 def test_seeds_arrive_at_a_device_and_stand_for_their_numbers() -> None:
     linked = Linked().opened()
     sent: list[Tensor | Seeded] = [Seeded(SEED, torch.float32, (2, 2)), X]
-    _, under_way = linked.owner.request(APPLY, sent, linked.now, deadline=linked.now + 1.0)
+    _, under_way = linked.owner.request(APPLY, sent, deadline=linked.now + 1.0)
     linked.to_device += under_way
     seed, x = asked(linked).tensors
     assert seed == sent[0]
@@ -309,7 +309,7 @@ def test_seeds_arrive_at_a_device_and_stand_for_their_numbers() -> None:
 
 def test_seeds_take_the_credit_of_their_message_only() -> None:
     linked = Linked().opened()
-    linked.owner.request(APPLY, [Seeded(SEED, torch.int64, (1000, 1000))], linked.now, deadline=linked.now + 1.0)
+    linked.owner.request(APPLY, [Seeded(SEED, torch.int64, (1000, 1000))], deadline=linked.now + 1.0)
     assert 0 < DEFAULT.credit_bytes - linked.owner.free_credit_bytes < 300
 
 

@@ -126,7 +126,7 @@ class Conversation(RuleBasedStateMachine):
     @precondition(lambda self: self.owner.is_open and len(self.open) < LIMITS.max_in_flight)
     @rule(body=st.sampled_from([APPLY, LOAD, STEP, STEP, RELEASE]), wait_s=st.sampled_from([0.5, 4.0, 60.0]))
     def ask(self, body: Request, wait_s: float) -> None:
-        request_id, frames = self.owner.request(body, tensors_for(body), self.now, deadline=self.now + wait_s)
+        request_id, frames = self.owner.request(body, tensors_for(body), deadline=self.now + wait_s)
         assert request_id not in self.open
         self.open.add(request_id)
         self.to_device += frames
@@ -138,9 +138,7 @@ class Conversation(RuleBasedStateMachine):
     def ask_again(self, index: int) -> None:
         request_id, body = chosen(list(self.changes.items()), index)
         try:
-            _, frames = self.owner.request(
-                body, tensors_for(body), self.now, deadline=self.now + 4.0, repeat_of=request_id
-            )
+            _, frames = self.owner.request(body, tensors_for(body), deadline=self.now + 4.0, repeat_of=request_id)
         except GoneError:
             return  # of a session that is over
         self.open.add(request_id)
@@ -158,7 +156,7 @@ class Conversation(RuleBasedStateMachine):
     def finish(self, index: int, outcome: str) -> None:
         request = self.work.pop(index % len(self.work))
         if outcome == "answer":
-            tensors = [torch.cat([X] * 20)] * (request.body.answer_tensors() or 0)
+            tensors = [torch.cat([X] * 20)] * request.body.answer_tensors()
             self.to_owner += map(bytes, self.device.answer(request.id, tensors))
         else:
             self.to_owner += map(bytes, getattr(self.device, outcome)(request.id, "because"))
@@ -248,7 +246,7 @@ class Conversation(RuleBasedStateMachine):
             self.beat("none")
             while self.work:
                 self.finish(0, "error")
-        request_id, frames = self.owner.request(STEP, [], self.now, deadline=self.now + 1.0)
+        request_id, frames = self.owner.request(STEP, [], deadline=self.now + 1.0)
         self.to_device += frames
         self.deliver_all()
         self.to_owner += map(bytes, self.device.answer(request_id, []))

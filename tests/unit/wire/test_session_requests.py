@@ -68,13 +68,11 @@ def test_a_request_goes_there_and_its_answer_comes_back(body: Request) -> None:
     request_id = linked.ask(body)
     request = asked(linked)
     assert (request.id, request.body) == (request_id, body)
-    linked.now += 0.25
-    answer = [X * 2] * (body.answer_tensors() or 0)
+    answer = [X * 2] * body.answer_tensors()
     linked.to_owner += linked.device.answer(request_id, answer)
     (answered,) = linked.hear_device()
     assert isinstance(answered, Answered)
     assert answered.id == request_id
-    assert answered.elapsed_s == 0.25
     assert all(torch.equal(tensor, X * 2) for tensor in answered.tensors)
     assert len(answered.tensors) == len(answer)
 
@@ -180,7 +178,7 @@ def test_an_answer_that_cannot_be_sent_leaves_the_request_open() -> None:
 def test_a_request_over_a_limit_is_not_sent() -> None:
     linked = Linked(limits=dataclasses.replace(DEFAULT, max_message_bytes=600, max_in_flight=2)).opened()
     with pytest.raises(LimitError, match="max_message_bytes"):
-        linked.owner.request(APPLY, [torch.zeros(1000, 3)], 0.0, deadline=1.0)
+        linked.owner.request(APPLY, [torch.zeros(1000, 3)], deadline=1.0)
     assert linked.owner.free_credit_bytes == DEFAULT.credit_bytes
     requests = [linked.ask(APPLY), linked.ask(STEP)]
     with pytest.raises(LimitError, match="max_in_flight of 2"):
@@ -207,7 +205,7 @@ def test_credit_is_taken_by_requests_and_given_back_when_they_end() -> None:
     whole = linked.owner.free_credit_bytes
     assert whole == DEFAULT.credit_bytes
     x = torch.zeros(1000)
-    request_id, sent = linked.owner.request(APPLY, [x], linked.now, deadline=200.0, answer_bytes=5000)
+    request_id, sent = linked.owner.request(APPLY, [x], deadline=200.0, answer_bytes=5000)
     taken = whole - linked.owner.free_credit_bytes
     assert x.nbytes + 5000 < taken <= sum(map(len, sent)) + 5000
     linked.owner.cancel(request_id)

@@ -9,7 +9,7 @@ Rules of trust and order:
 - A message counts only in the session it names. Those of a session that is known to be over are late: ignored
   and counted. Those of a session that never was are forged: a `Violation`.
 - A request is done at most once: the device keeps a window of seen ids. Asked again, a change (`load`, `step`,
-  `release`) gets its kept answer again, anything else is ignored.
+  `freeze`, `release`) gets its kept answer again, anything else is ignored.
 - A request ends once at the owner: answered, refused, failed or expired, or cancelled by the owner itself. What
   comes after that is ignored and counted.
 - Any message or beat of the session is a sign of life. The owner takes a silent device for gone after

@@ -36,11 +36,10 @@ class Violation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answered:
-    """Request `id` was done, `elapsed_s` after it was last sent. The tensors are views: never write to them."""
+    """Request `id` was done. The tensors are views: never write to them."""
 
     id: int
     tensors: list[Tensor] = field(repr=False)
-    elapsed_s: float
 
 
 @dataclass(frozen=True, slots=True)

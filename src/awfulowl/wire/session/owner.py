@@ -61,10 +61,9 @@ class Timing:
 class _Open:
     """A request that has not ended."""
 
-    sent_at: float
     deadline: float
     cost_bytes: int
-    answer_tensors: int | None
+    answer_tensors: int
 
 
 class OwnerSession:
@@ -136,7 +135,6 @@ class OwnerSession:
         self,
         body: Request,
         tensors: Sequence[Tensor | Seeded],
-        now: float,
         *,
         deadline: float,
         answer_bytes: int = 0,
@@ -149,11 +147,10 @@ class OwnerSession:
         Args:
             body: what is to be done.
             tensors: as the verb says; they must not change until the last frame is made.
-            now: the time.
             deadline: the time at which the request expires.
             answer_bytes: size of the expected answer, which counts against the credit.
-            repeat_of: id of a change (`load`, `step`, `release`) of this session that is asked for again, with
-                the same body: if it was done, its answer is repeated.
+            repeat_of: id of a change (`load`, `step`, `freeze`, `release`) of this session that is asked for again,
+                with the same body: if it was done, its answer is repeated.
 
         Raises:
             GoneError: the session is not open, or `repeat_of` belongs to one before.
@@ -167,7 +164,7 @@ class OwnerSession:
             raise LimitError(f"device {self.device}: max_in_flight of {self._limits.max_in_flight} reached")
         message = encode(self.handle, request_id, body, tensors, self._limits)
         cost = sum(map(len, message)) + answer_bytes
-        self._open[request_id] = _Open(now, deadline, cost, body.answer_tensors())
+        self._open[request_id] = _Open(deadline, cost, body.answer_tensors())
         self._next_id = max(self._next_id, request_id + 1)
         self._owed[request_id] = self._owed.get(request_id, 0) + 1
         if len(self._owed) > self._limits.replay_window:
@@ -209,7 +206,7 @@ class OwnerSession:
             return []
         if isinstance(body, Bye):
             return self._left(body)
-        return [*self._advance(type(body), now), *self._told(body, tensors, now)]
+        return [*self._advance(type(body), now), *self._told(body, tensors)]
 
     def _greeted(self, session: bytes, hello: DeviceHello, now: float) -> list[OwnerEvent]:
         check_version(f"device {self.device}", hello.protocol)
@@ -252,7 +249,7 @@ class OwnerSession:
         self._end_session(Bye)
         return [*self._fail_all(reason), *gone]
 
-    def _told(self, body: Body, tensors: list[Tensor], now: float) -> list[OwnerEvent]:
+    def _told(self, body: Body, tensors: list[Tensor]) -> list[OwnerEvent]:
         if isinstance(body, Evict):
             return [Evicted(body.slices, self._line.text(body.reason))]
         if not isinstance(body, Answer | Refuse | Error):
@@ -268,10 +265,10 @@ class OwnerSession:
             return [Refused(body.to, self._line.text(body.reason))]
         if isinstance(body, Error):
             return [Failed(body.to, self._line.text(body.reason))]
-        if request.answer_tensors not in {None, len(tensors)}:
+        if request.answer_tensors != len(tensors):
             fault = f"an answer of {len(tensors)} tensors where {request.answer_tensors} were asked for"
             return [Violation(ProtocolError(fault)), Failed(body.to, fault)]
-        return [Answered(body.to, tensors, now - request.sent_at)]
+        return [Answered(body.to, tensors)]
 
     def _repeated(self, request_id: int, body: Request) -> int:
         if not body.changes:
