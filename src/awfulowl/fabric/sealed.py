@@ -35,6 +35,7 @@ from awfulowl.errors import InputError, ProtocolError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload, Receive
 from awfulowl.fabric.identity import KEY_BYTES, Identity
 from awfulowl.randomness import SYSTEM
+from awfulowl.wire.session.replay import Window
 
 _LABEL: Final = b"awfulowl sealed fabric 1"
 _SALT_BYTES: Final = 16
@@ -161,7 +162,7 @@ class _Pair:
         self._cipher = self._derive(salt, sends)
         self._sent = 0
         self._receives = receives
-        self._heard: OrderedDict[bytes, tuple[ChaCha20Poly1305, _Window]] = OrderedDict()
+        self._heard: OrderedDict[bytes, tuple[ChaCha20Poly1305, Window]] = OrderedDict()
 
     def _derive(self, salt: bytes, info: bytes) -> ChaCha20Poly1305:
         return ChaCha20Poly1305(HKDF(SHA256(), KEY_BYTES, salt, info).derive(self._secret))
@@ -182,36 +183,18 @@ class _Pair:
         view = memoryview(frame)
         salt, nonce = bytes(view[:_SALT_BYTES]), view[_SALT_BYTES:_HEAD_BYTES]
         known = self._heard.get(salt)
-        cipher, window = known if known is not None else (self._derive(salt, self._receives), _Window())
+        cipher, window = known if known is not None else (self._derive(salt, self._receives), Window(WINDOW))
         try:
             payload = cipher.decrypt(nonce, view[_HEAD_BYTES:], channel.value.encode())
         except InvalidTag as error:
             raise ProtocolError("a sealed frame does not open") from error
         # Only now: what does not open may neither use up numbers nor push out what is remembered.
-        if not window.accepts(_NUMBER.unpack(nonce)[0]):
+        number = _NUMBER.unpack(nonce)[0]
+        if number in window:
             raise ProtocolError("a sealed frame came before")
+        window.add(number)
         self._heard[salt] = cipher, window
         self._heard.move_to_end(salt)
         while len(self._heard) > SALTS:
             self._heard.popitem(last=False)
         return payload
-
-
-class _Window:
-    """Which of the last `WINDOW` numbers came already (RFC 6479, with one big integer as the bitmap)."""
-
-    def __init__(self) -> None:
-        self._newest = -1
-        self._seen = 0
-
-    def accepts(self, number: int) -> bool:
-        """Note `number`; false if it came before, or is too old to say."""
-        age = self._newest - number
-        if age >= WINDOW or (age >= 0 and self._seen >> age & 1):
-            return False
-        if age < 0:
-            self._newest = number
-            self._seen = (self._seen << min(-age, WINDOW) | 1) & ((1 << WINDOW) - 1)
-        else:
-            self._seen |= 1 << age
-        return True

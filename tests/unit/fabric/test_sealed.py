@@ -1,17 +1,14 @@
 """What somebody else's broker can and cannot do to sealed frames."""
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from awfulowl.errors import InputError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload, Receive
 from awfulowl.fabric.identity import Identity
 from awfulowl.fabric.memory import MemoryFabric
-from awfulowl.fabric.sealed import OVERHEAD_BYTES, SALTS, WINDOW, SealedFabric, SealedLink, _Window
+from awfulowl.fabric.sealed import OVERHEAD_BYTES, SALTS, WINDOW, SealedFabric, SealedLink
 from tests.loops import run
 
 Frame = tuple[str, str, Channel, bytes]
@@ -272,33 +269,3 @@ def test_it_ends_with_the_fabric_inside() -> None:
         assert party.links["a"].closed
 
     run(scene())
-
-
-def make_oracle() -> Callable[[int], bool]:
-    """The slow obvious window: remembers every number for ever."""
-    seen: set[int] = set()
-
-    def accepts(number: int) -> bool:
-        fresh = number not in seen and (not seen or number > max(seen) - WINDOW)
-        seen.add(number) if fresh else None
-        return fresh
-
-    return accepts
-
-
-@settings(max_examples=200)
-@given(
-    st.lists(
-        st.one_of(
-            st.integers(0, 20),
-            st.integers(WINDOW - 5, WINDOW + 5),
-            st.integers(2 * WINDOW - 5, 2 * WINDOW + 5),
-            st.integers(0, 2**64 - 1),
-        ),
-        max_size=60,
-    )
-)
-def test_the_window_is_the_set_of_what_came(numbers: list[int]) -> None:
-    window, oracle = _Window(), make_oracle()
-    for number in numbers:
-        assert window.accepts(number) == oracle(number)

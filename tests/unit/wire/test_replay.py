@@ -29,7 +29,13 @@ class Remembered:
             self.seen.add(number)
 
 
-@given(st.integers(1, 10), st.lists(st.integers(0, 60) | st.integers(2**62, 2**62 + 30), max_size=60))
+@given(
+    st.sampled_from([*range(1, 11), 4096]),
+    st.lists(
+        st.integers(0, 60) | st.integers(4090, 4102) | st.integers(2**62, 2**62 + 30) | st.integers(0, 2**64 - 1),
+        max_size=60,
+    ),
+)
 def test_the_window_remembers_like_the_slow_obvious_one(size: int, numbers: list[int]) -> None:
     window, oracle = Window(size), Remembered(size)
     for number in numbers:
