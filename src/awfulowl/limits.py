@@ -20,7 +20,7 @@ class Limits:
     when it has the whole of it."""
 
     max_message_bytes: int = 256 * MIB
-    """One message, whole. A 4096 x 16384 float32 sheet fits."""
+    """One message, whole. A 4096 x 16000 float32 sheet fits."""
 
     max_header_bytes: int = 1 * MIB
     """The msgpack part of a message: 16 bytes a handle, so tens of thousands of handles."""
@@ -53,7 +53,8 @@ class Limits:
     """Requests that one session may have open."""
 
     credit_bytes: int = 32 * MIB
-    """Bytes of requests and promised answers under way per device: well under the broker's 64 MB per client."""
+    """Bytes of requests and promised answers under way per device: half of the 64 MB that a NATS server keeps for a
+    slow client where nobody says otherwise."""
 
     replay_window: int = 4096
     """Request ids below the highest seen that a device still accepts: several times `max_in_flight`."""

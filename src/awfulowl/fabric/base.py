@@ -72,8 +72,7 @@ class Link(ABC):
         """Hand over one frame; waits while too much is under way.
 
         When it returns the frame is on its way, no more: who needs to know asks for an answer. The payload must not
-        change afterwards: it may still be read. If it is
-        cancelled nobody knows whether the frame was sent.
+        change afterwards: it may still be read. If it is cancelled nobody knows whether the frame was sent.
 
         Raises:
             ClosedError: this link was closed, or is lost for good.

@@ -47,7 +47,7 @@ class BrokerConfig:
     limits: Limits = DEFAULT
 
     max_pending_bytes: int = 1 * GIB
-    """What may wait for one slow client before the server drops it: the credit of 64 devices, for the owner."""
+    """What may wait for one slow client before the server drops it: the credit of 32 devices, for the owner."""
 
     ping_s: int = 10
     """A client that misses two of these in a row is gone."""

@@ -63,7 +63,7 @@ class Policy:
 
     load_bytes: int = 32 * MIB
     """Sheets of about this size are loaded: a device multiplies by each of them alone, and the fewer the quicker. More
-    than a session's credit would be more than the broker keeps for a slow line."""
+    than a session's credit may be more than a broker keeps for a slow line."""
 
     verify: bool = True
     """Check every answer. Off only to measure what the check costs."""
@@ -82,7 +82,7 @@ class Policy:
 
     snapshot_drift: float = 3e-5
     """The same is done when devices may have moved the weights unseen by so many times their length since the last
-    snapshot: lies of 1e-3 are caught in 99.9 % up to a drift of 1e-4 (benchmarks/README.md)."""
+    snapshot, so that lies of 1e-3 are caught late in a period as early (benchmarks/README.md)."""
 
     snapshot_log: float = 32.0
     """The same is done when the inputs and gradients since the last snapshot take so many times the bytes of the state:

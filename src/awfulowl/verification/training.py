@@ -21,9 +21,9 @@ their weights after every step (`stating`), and images are of what was stated: p
 above, and the momentum, which is linear, to images that follow it. Whether the weights went where they should is for
 `owner.auditing` to find out.
 
-What a device may do unseen is stray within D. That is a bound for the time since secrets were drawn: `renewed` takes
-the true state, checked against both sets of images, as the new truth, and a device that strayed as far as it can each
-time has moved the weights by (times renewed) x `drift`, relative to their length.
+What a device may do unseen is stray within D. That is a bound for the time since secrets were drawn: a snapshot
+(`owner.snapshots`) takes the true state, checked against both sets of images, as the new truth, and a device that
+strayed as far as it can each time has moved the weights by (snapshots) x `drift`, relative to their length.
 """
 
 import copy
