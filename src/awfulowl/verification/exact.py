@@ -116,7 +116,6 @@ class ExactCheck:
         if not self._by_channel:
             vectors, bits = modular_secrets(bound)
         r = entropy.integers(1 << bits, vectors, grid.outputs) - (1 << (bits - 1))
-        apart = None if apart is None else [frozenset(rows) for rows in apart]
         self._sums = Projections(weights, grid, r.double() if self._by_channel else r, (1,), apart)
         self._bits, self.vectors = bits, vectors
         self._s_bits = bits + 8 * numbers.dtype.itemsize + max(0, grid.outputs - 1).bit_length()

@@ -52,8 +52,8 @@ probability 2 ε/(1 + ε²), whatever the shape of E: (2 τ*/|e|)^k. Lies in one
 y stands in τ as the device claims it, which buys nothing: τ grows by z u √(κ (n + 3)/3) < 10⁻⁴ of what |e| grows by.
 With Q as large as y², lies are found from a relative size |e|/|y| well above 2 · 10⁻⁷ √n; smaller ones are rounding.
 
-Answers that are not finite never pass. A device that learns whether it passed learns a little about r, so `renew`
-after every failure and on a schedule, and do not tell it at once.
+Answers that are not finite never pass. A device that learns whether it passed learns a little about r, so draw
+others after every failure and on a schedule, and do not tell it at once.
 """
 
 import math
@@ -110,17 +110,8 @@ class Check:
         self._entropy = entropy
         self._count = vectors
         self._z = z
-        self._apart = None if apart is None else [frozenset(rows) for rows in apart]
-        self.renew(weights)
-
-    def renew(self, weights: Sequence[Tensor]) -> None:
-        """Draw new secrets: after every failure, and on a schedule.
-
-        Raises:
-            ModelError: weights are not finite.
-        """
         self._weights = weights
-        self._keeping = Keeping(weights, self.grid, self._entropy, self._count, self._apart)
+        self._keeping = Keeping(weights, grid, entropy, vectors, apart)
         self._unrolled: First[Vectors] = First()
 
     @property

@@ -54,7 +54,7 @@ from awfulowl.errors import ModelError
 from awfulowl.randomness import Entropy
 from awfulowl.verification import compiled
 from awfulowl.verification.gradients import Laid, added, energy, image
-from awfulowl.verification.rounding import MEAN_SQUARE, UNIT_ROUNDOFF
+from awfulowl.verification.rounding import MEAN_SQUARE, ONE_SIDED, UNIT_ROUNDOFF
 from awfulowl.verification.sums import AnyKernel, Transposed
 from awfulowl.verification.vectors import Vectors, project
 
@@ -63,9 +63,6 @@ LARGEST_SQUARE: Final = 3.0
 
 _SLACK: Final = 2.0**-40
 """Of weights and momentum, relative to their length: what a device loses below the second float32."""
-
-_ONE_SIDED: Final = 1 / (16 * MEAN_SQUARE)
-"""Sums of n equal numbers err by up to n/4 units in the last place, always in one direction, as long as they grow."""
 
 _LEAST: Final = 1e-300
 
@@ -246,7 +243,7 @@ class Side:
 
     def _moved(self, rule: Descent, step: Step, carrying: tuple[Tensor, Tensor]) -> compiled.Moved | None:
         """Do the same in one loop, if there is one."""
-        gain = (step.terms + 3) / 3, _ONE_SIDED * step.terms, float(step.terms), _LEAST
+        gain = (step.terms + 3) / 3, ONE_SIDED * step.terms, float(step.terms), _LEAST
         images = self.weight, self.momentum, step.image, self._start
         return compiled.advance(rule.numbers, carrying, gain, images, self._base, step.energy, self._tracked)
 
@@ -355,7 +352,7 @@ def _gained(step: Step, size: Tensor) -> Tensor:
     # 1 for products of random signs, `terms` for equal ones; more where energies are below what float32 can hold
     alike = (size / step.energy.double().clamp_min(_LEAST)).clamp_max(step.terms)
     each = (step.terms + 3) / 3
-    return each * (step.energy + size) + _ONE_SIDED * step.terms * alike * size
+    return each * (step.energy + size) + ONE_SIDED * step.terms * alike * size
 
 
 def _combined(matrix: Tensor, tensors: Sequence[Tensor]) -> Tensor:

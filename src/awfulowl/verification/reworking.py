@@ -18,14 +18,11 @@ from torch import Tensor
 from awfulowl.arithmetic.adaptation import Adaptation
 from awfulowl.blocks.kernels import Kernel, gradient
 from awfulowl.verification.freivalds import Z
-from awfulowl.verification.rounding import MEAN_SQUARE, SMALLEST, UNIT_ROUNDOFF, variance
+from awfulowl.verification.rounding import MEAN_SQUARE, ONE_SIDED, SMALLEST, UNIT_ROUNDOFF, variance
 from awfulowl.verification.vectors import project
 
 _ROUNDINGS: Final = 4 * UNIT_ROUNDOFF
 """Each line of a step rounds each of its numbers at most so often."""
-
-_ONE_SIDED: Final = 1 / (16 * MEAN_SQUARE)
-"""As in `images`: sums of equal numbers err in one direction."""
 
 _LEAST: Final = 1e-300
 
@@ -57,7 +54,7 @@ def gradient_of(kernel: Kernel, shape: Sequence[int], pairs: Sequence[tuple[Tens
         terms += len(dy) * math.prod(dy.shape[2:])
     square = value.square()
     alike = square / energy.clamp_min(_LEAST)
-    one_sided = MEAN_SQUARE * UNIT_ROUNDOFF**2 * _ONE_SIDED * terms * alike * square
+    one_sided = MEAN_SQUARE * UNIT_ROUNDOFF**2 * ONE_SIDED * terms * alike * square
     return Gradient(value, Z * (variance(terms) * (energy + square) + one_sided).sqrt() + terms * SMALLEST)
 
 

@@ -9,6 +9,9 @@ UNIT_ROUNDOFF: Final = 2.0**-24
 MEAN_SQUARE: Final = 1 / (8 * math.log(2))
 """Mean of (rounding error / (u |sum|))², 0.18: uniform over half a unit in the last place, mantissas after Benford."""
 
+ONE_SIDED: Final = 1 / (16 * MEAN_SQUARE)
+"""Sums of n equal numbers err by up to n/4 units in the last place, always in one direction, as long as they grow."""
+
 SMALLEST: Final = 2.0**-126
 """The least normal float32: devices may call anything below it 0."""
 

@@ -202,28 +202,24 @@ def test_rows_together_match_together_only() -> None:
 
 def test_new_secrets_are_new() -> None:
     layer = dense(30, 20)
-    check = Check([layer.weights], layer.grid, Entropy())
-    before, wrong = check._keeping.select(None, None).r, layer.y * 1.01
-    check.renew([layer.weights])
-    assert not torch.equal(check._keeping.select(None, None).r, before)
+    entropy = Entropy()
+    old, check = (Check([layer.weights], layer.grid, entropy) for _ in range(2))
+    assert not torch.equal(check._keeping.select(None, None).r, old._keeping.select(None, None).r)
     assert bool(check.accepts(layer.x, layer.y).all())
-    assert not bool(check.accepts(layer.x, wrong).any())
+    assert not bool(check.accepts(layer.x, layer.y * 1.01).any())
 
 
-def test_new_secrets_are_of_the_weights_given() -> None:
+def test_secrets_are_of_the_weights_given() -> None:
     layer = dense(30, 20)
-    check = check_of(layer)
-    check.renew([layer.weights * 2])
+    check = Check([layer.weights * 2], layer.grid, Entropy(3))
     assert bool(check.accepts(layer.x, layer.y * 2).all())
     assert not bool(check.accepts(layer.x, layer.y).any())
 
 
-def test_renewing_with_bad_weights_keeps_the_old_secrets() -> None:
+def test_weights_that_are_not_finite_are_refused() -> None:
     layer = dense(30, 20)
-    check = check_of(layer)
     with pytest.raises(ModelError, match="finite"):
-        check.renew([layer.weights * math.nan])
-    assert bool(check.accepts(layer.x, layer.y).all())
+        Check([layer.weights * math.nan], layer.grid, Entropy(3))
 
 
 def test_weights_are_not_kept() -> None:

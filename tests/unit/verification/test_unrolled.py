@@ -125,14 +125,11 @@ def test_weights_that_change_later_are_not_those_of_the_devices() -> None:
 
 
 def test_secrets_are_drawn_anew_with_the_others() -> None:
-    layer = image_layer()
-    check = Check([layer.weights], layer.grid, Entropy(1))
-    drawn = []
+    layer, entropy, drawn = image_layer(), Entropy(1), []
     for _ in range(2):
-        secrets = check._unroll((6, 6))
+        secrets = Check([layer.weights], layer.grid, entropy)._unroll((6, 6))
         assert secrets is not None
         drawn.append(secrets.r)
-        check.renew([layer.weights])
     assert not torch.equal(*drawn)
 
 
