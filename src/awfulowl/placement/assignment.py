@@ -17,8 +17,8 @@ class Assignment:
 
     A cell keeps every holder that it ever had, in order of preference; the first live ones, as many as the plan
     has replicas, serve it. So a device that comes back takes its old place, and its stand-in steps back, without a
-    word. Placing is for ever: what a device was given counts as seen, even if it never answers. Call `assign` or
-    `replace`, save `plan()`, and only then send the blocks, so that no crash can lose a sighting.
+    word. Placing is for ever: what a device was given counts as seen, even if it never answers. Call `assign`,
+    save `plan()`, and only then send the blocks, so that no crash can lose a sighting.
 
     `panel` and `cell` are indexes into the plan. Not thread-safe: it lives in the owner's event loop.
     """
@@ -101,18 +101,6 @@ class Assignment:
     def demote(self, panel: int, cell: int, devices: Collection[str]) -> None:
         """Ask some holders of a cell after all others from now on."""
         self._holders[panel][cell].sort(key=lambda name: name in devices)
-
-    def replace(self, panel: int, cell: int, alive: Collection[str]) -> str | None:
-        """Give a cell that misses a holder the best candidate.
-
-        Returns:
-            The new holder, or None when the rules allow nobody: serve on with fewer replicas, or, when none is
-            left, keep the layer at the owner or pause.
-        """
-        best = next(iter(self.candidates(panel, cell, alive)), None)
-        if best is not None:
-            self.assign(panel, cell, best)
-        return best
 
     def add(self, device: Device) -> None:
         """Let a new device take part from now on.

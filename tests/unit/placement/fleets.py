@@ -1,6 +1,6 @@
 """Layers, devices and plans to test with, and the placement rules written once more, the slow and obvious way."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from awfulowl.blocks.kernels import Convolution
+from awfulowl.placement.assignment import Assignment
 from awfulowl.placement.cutting import Layer
 from awfulowl.placement.ledger import Device
 from awfulowl.placement.options import Options
@@ -48,6 +49,14 @@ def chain(*widths: int) -> list[Layer]:
 
 def plan(layers: Sequence[Layer], devices: Sequence[Device], seed: int | None = None, **options: object) -> Plan:
     return make_plan(layers, devices, Options(**options), Entropy(seed))  # type: ignore[arg-type]
+
+
+def give_to_best(assignment: Assignment, panel: int, cell: int, alive: Collection[str]) -> str | None:
+    """Give a cell that misses a holder to the best candidate, as owners do; None where the rules allow nobody."""
+    best = next(iter(assignment.candidates(panel, cell, alive)), None)
+    if best is not None:
+        assignment.assign(panel, cell, best)
+    return best
 
 
 @cache

@@ -13,7 +13,7 @@ from awfulowl.placement.assignment import Assignment
 from awfulowl.placement.ledger import Device
 from awfulowl.placement.options import Shape
 from awfulowl.placement.plan import Plan
-from tests.unit.placement.fleets import chain, dense, fleet, malformations, plan, some, violations
+from tests.unit.placement.fleets import chain, dense, fleet, give_to_best, malformations, plan, some, violations
 
 
 def places(made: Plan) -> list[tuple[int, int]]:
@@ -66,7 +66,7 @@ def test_the_other_replica_serves_when_one_is_gone() -> None:
 def test_a_lost_holder_is_replaced_and_steps_back_in_when_it_returns() -> None:
     made, assignment, alive = eight_devices()
     first, second = made.panels[0].cells[0].holders
-    stand_in = assignment.replace(0, 0, alive - {first})
+    stand_in = give_to_best(assignment, 0, 0, alive - {first})
     assert stand_in not in {None, first, second}
     assert assignment.holders(0, 0, alive - {first}) == (second, stand_in)
     assert assignment.holders(0, 0, alive) == (first, second)
@@ -79,13 +79,15 @@ def test_a_returned_device_has_exactly_its_old_duties() -> None:
     _, assignment, alive = eight_devices()
     before = assignment.duties("d3", alive)
     for panel, cell in before:
-        assignment.replace(panel, cell, alive - {"d3"})
+        give_to_best(assignment, panel, cell, alive - {"d3"})
     assert assignment.duties("d3", alive) == before
 
 
 def test_what_a_lost_device_held_spreads_over_the_others() -> None:
     _, assignment, alive = eight_devices()
-    stand_ins = [assignment.replace(panel, cell, alive - {"d3"}) for panel, cell in assignment.duties("d3", alive)]
+    stand_ins = [
+        give_to_best(assignment, panel, cell, alive - {"d3"}) for panel, cell in assignment.duties("d3", alive)
+    ]
     assert None not in stand_ins
     assert len(set(stand_ins)) == len(stand_ins) == 4
 
@@ -97,7 +99,7 @@ def test_candidates_have_not_seen_too_much_and_do_not_hold_the_cell() -> None:
     assert assignment.candidates(0, 0, holders) == []
     tight = Assignment(plan([dense("layer", 32, 128)], fleet(8), block=8, share=0.25))
     assert tight.candidates(0, 0, alive) == []
-    assert tight.replace(0, 0, alive) is None
+    assert give_to_best(tight, 0, 0, alive) is None
 
 
 def test_who_saw_the_slice_comes_first() -> None:
@@ -186,20 +188,20 @@ def test_the_plan_it_came_from_is_untouched() -> None:
     made, assignment, alive = eight_devices()
     before = made.ledger.copy()
     first = made.panels[0].cells[0].holders[0]
-    assignment.replace(0, 0, alive - {first})
+    give_to_best(assignment, 0, 0, alive - {first})
     assert made.ledger == before
     later = assignment.plan()
     assert later != made
     kept = later.ledger.copy()
     second = made.panels[0].cells[1].holders[0]
-    assignment.replace(0, 1, alive - {second})
+    give_to_best(assignment, 0, 1, alive - {second})
     assert later.ledger == kept
 
 
 def test_a_restarted_owner_goes_on_where_it_stopped() -> None:
     made, assignment, alive = eight_devices()
     for panel, cell in assignment.duties("d0", alive):
-        assignment.replace(panel, cell, alive - {"d0"})
+        give_to_best(assignment, panel, cell, alive - {"d0"})
     again = Assignment(assignment.plan())
     for panel, cell in places(made):
         assert again.holders(panel, cell, alive - {"d0"}) == assignment.holders(panel, cell, alive - {"d0"})
@@ -258,7 +260,7 @@ class Fleet(RuleBasedStateMachine):
             before = self.assignment.holders(*place, self.alive)
             if len(before) < self.made.rules.replicas:
                 candidates = set(self.assignment.candidates(*place, self.alive))
-                taken = self.assignment.replace(*place, self.alive)
+                taken = give_to_best(self.assignment, *place, self.alive)
                 assert (taken is None) == (not candidates)
                 assert taken is None or taken in candidates
                 after = self.assignment.holders(*place, self.alive)
@@ -320,7 +322,7 @@ def test_many_deaths_and_returns_exhaust_the_rules_but_never_break_them() -> Non
     for lost in itertools.combinations(sorted(names), 2):
         alive = names - set(lost)
         for place in places(made):
-            while len(assignment.holders(*place, alive)) < 2 and assignment.replace(*place, alive):
+            while len(assignment.holders(*place, alive)) < 2 and give_to_best(assignment, *place, alive):
                 pass
             refused += len(assignment.holders(*place, alive)) < 2
         assert violations(assignment.plan()) == []
@@ -334,5 +336,5 @@ def test_one_lost_device_at_a_time_needs_one_stand_in_for_each_cell() -> None:
     for lost in sorted(alive) * 2:
         for place in assignment.duties(lost, alive):
             if len(assignment.holders(*place, alive - {lost})) < 2:
-                assert assignment.replace(*place, alive - {lost}) is not None
+                assert give_to_best(assignment, *place, alive - {lost}) is not None
     assert all(len(assignment.ever(*place)) == 3 for place in places(made))

@@ -15,7 +15,7 @@ from awfulowl.placement.assignment import Assignment
 from awfulowl.placement.exposure import Exposure, expose, learnt_by_coalition
 from awfulowl.placement.plan import Plan
 from awfulowl.randomness import Entropy
-from tests.unit.placement.fleets import chain, dense, fleet, plan, small_plan, some
+from tests.unit.placement.fleets import chain, dense, fleet, give_to_best, plan, small_plan, some
 
 
 def seen_by_coalition(holders: list[int], units: int, members: int) -> float:
@@ -56,7 +56,7 @@ def test_random_coalitions_see_what_is_expected() -> None:
     alive = {device.name for device in made.devices} - {"d1", "d7"}
     for cell in range(len(made.panels[0].cells)):
         if len(assignment.holders(0, cell, alive)) < 2:
-            assignment.replace(0, cell, alive)
+            give_to_best(assignment, 0, cell, alive)
     now = assignment.plan()
     history, columns = history_of(now, 0), len(now.panels[0].grid.columns)
     draw = np.random.default_rng(0)
@@ -154,7 +154,7 @@ def test_the_alarm_goes_off_as_history_grows() -> None:
     assignment = Assignment(made)
     for cell in range(8):
         for _ in range(2):
-            assignment.replace(0, cell, {device.name for device in made.devices})
+            give_to_best(assignment, 0, cell, {device.name for device in made.devices})
     assert expose(made).alarms == ()
     assert len(expose(assignment.plan()).alarms) == 1
 

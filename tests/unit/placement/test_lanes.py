@@ -24,7 +24,7 @@ from awfulowl.placement.rules import Referee, Rules
 from awfulowl.placement.store import load, save
 from awfulowl.randomness import Entropy
 from awfulowl.veil.shares import sharing_of
-from tests.unit.placement.fleets import allowed, chain, dense, fleet, some, some_devices, some_layers
+from tests.unit.placement.fleets import allowed, chain, dense, fleet, give_to_best, some, some_devices, some_layers
 
 SHARED = ["inputs:2", "inputs:3", "replicated"]
 SHAPES: list[Shape] = ["columns", "rows", "rectangles", "scattered"]
@@ -336,7 +336,7 @@ def test_a_plan_that_is_loaded_again_remembers_who_had_which_lane(tmp_path: Path
     assignment = Assignment(made)
     alive = {device.name for device in made.devices}
     lost = made.panels[0].cells[0].holders[0]
-    stand_in = assignment.replace(0, 0, alive - {lost})
+    stand_in = give_to_best(assignment, 0, 0, alive - {lost})
     assert stand_in is not None
     save(assignment.plan(), tmp_path / "model.plan", bytes(32))
     again = Assignment(load(tmp_path / "model.plan", bytes(32)))
@@ -386,7 +386,7 @@ class Fleet(RuleBasedStateMachine):
     def repair(self) -> None:
         for place in places(self.made):
             if not self.assignment.holders(*place, self.alive):
-                self.assignment.replace(*place, self.alive)
+                give_to_best(self.assignment, *place, self.alive)
 
     @rule(data=st.data())
     def assign(self, data: st.DataObject) -> None:
