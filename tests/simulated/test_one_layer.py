@@ -93,6 +93,9 @@ def test_of_rules_that_cannot_be_kept() -> None:
     text = said(RuleError, lambda: plan_model(narrow, None, name_devices(2), Options(strict=True)))
     assert "the model has a single input" in text
     assert "keep it" not in text
+    rows = Options(block=8, shape="rows", share=0.25, replicas=1)
+    text = said(RuleError, lambda: plan_model(nn.Linear(32, 32), None, name_devices(4), rows))
+    assert "slices of the model; allow a larger share" in text
 
 
 def test_it_is_still_the_empty_name_where_programs_read(fleet: MemoryFleet) -> None:

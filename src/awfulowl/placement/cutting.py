@@ -53,6 +53,11 @@ class Layer(NamedTuple):
         return self.shape[1] * self.groups
 
 
+def titles(layers: Iterable[Layer]) -> str:
+    """Return the names, for people to read, of layers that share their input."""
+    return "+".join(layer.title for layer in layers)
+
+
 def block_size(layers: Iterable[Layer], options: Options) -> tuple[int, int]:
     """Return the rows and columns of a block, in outputs and inputs."""
     block = options.block
@@ -85,7 +90,7 @@ def cut(layers: Sequence[Layer], block: tuple[int, int], capacity: Capacity | La
     best = _best(_grids(layers, _narrower(block, inputs)), capacity, fewest)
     best = best or _best(_grids(layers, _wider(block, layers)), capacity, fewest)
     if best is None:
-        raise RuleError(_refusal("+".join(layer.product for layer in layers), inputs, capacity))
+        raise RuleError(_refusal(layers, capacity))
     return best
 
 
@@ -133,9 +138,10 @@ def _fewest_columns(inputs: int, rules: Rules, options: Options) -> int:
     return max(min(inputs, fine), 2 if options.strict else 1)
 
 
-def _refusal(name: str, inputs: int, capacity: Capacity | Lanes) -> str:
-    rules, devices = capacity.rules, len(capacity.devices)
-    title, kept = (name, f"keep it at the owner (keep=('{name}',)), ") if name else ("the model", "")
+def _refusal(layers: Sequence[Layer], capacity: Capacity | Lanes) -> str:
+    rules, devices, inputs = capacity.rules, len(capacity.devices), layers[0].inputs
+    title, names = titles(layers), tuple(layer.product for layer in layers)
+    kept = f"keep it at the owner (keep={names}), " if all(names) else ""
     if inputs == 1:
         return (
             f"rule 'more than one column': {title} has a single input, which every holder sees; "

@@ -11,7 +11,7 @@ from awfulowl.blocks.grid import Grid, Span
 from awfulowl.blocks.kernels import Dense
 from awfulowl.errors import InputError, ModelError, RuleError
 from awfulowl.placement.capacity import Capacity, Lanes
-from awfulowl.placement.cutting import Layer, block_size, cut
+from awfulowl.placement.cutting import Layer, block_size, cut, titles
 from awfulowl.placement.dealing import Dealer, parcels
 from awfulowl.placement.ledger import Device, Ledger, by_domain
 from awfulowl.placement.options import Options
@@ -60,7 +60,7 @@ def make_plan(
     drafts = _draft(groups, lanes, rules, options)
     ledger = Ledger.empty(len(drafts))
     neighbours = tuple(pairwise(range(len(drafts))))
-    referee = Referee(rules, ledger, [(draft.name, len(draft.grid.columns)) for draft in drafts], neighbours)
+    referee = Referee(rules, ledger, [(titles(draft.layers), len(draft.grid.columns)) for draft in drafts], neighbours)
     dealer = Dealer(referee, entropy)
     return Plan(
         model=model,
@@ -171,7 +171,7 @@ def _keep(
         raise ModelError(f"nothing is left to scatter{f' ({reasons})' if reasons else ''}")
     for layer in scattered:
         if min(layer.shape) < 1:
-            raise ModelError(f"{layer.product} has a weight of shape {layer.shape}: there is nothing to cut; keep it")
+            raise ModelError(f"{layer.title} has a weight of shape {layer.shape}: there is nothing to cut; keep it")
     return scattered, (*kept, *asked)
 
 
@@ -201,8 +201,7 @@ def _check_stacks(groups: Sequence[Sequence[Layer]]) -> None:
             try:
                 secret_bits(sum(layer.shape[0] for layer in group), numbers, terms * numbers.largest**2)
             except ModelError as error:
-                names = "+".join(layer.product for layer in group)
-                raise ModelError(f"{names}, which share their input: {error}; keep one of them") from None
+                raise ModelError(f"{titles(group)}, which share their input: {error}; keep one of them") from None
 
 
 def _joinable(one: Layer, other: Layer) -> bool:

@@ -12,7 +12,7 @@ from awfulowl.placement.cutting import Layer, block_size, cut
 from awfulowl.placement.ledger import Device
 from awfulowl.placement.options import Options
 from awfulowl.placement.rules import Rules, choose_rules, slices_within
-from tests.unit.placement.fleets import convolution, dense, fleet, some, some_devices
+from tests.unit.placement.fleets import convolution, dense, fleet, plan, some, some_devices
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,12 @@ def test_groups_are_joined_beyond_the_block_where_single_ones_cannot_be_dealt() 
 def test_strict_refuses_a_single_input_and_says_what_to_do() -> None:
     with pytest.raises(RuleError, match=r"first has a single input.*keep=\('first',\)"):
         columns_of(convolution("first", 64, 1), fleet(30, domains=6), strict=True)
+
+
+def test_layers_with_one_input_are_each_named_to_be_kept() -> None:
+    layers = [dense("q", 64, 1, source=1), dense("k", 64, 1, source=1)]
+    with pytest.raises(RuleError, match=r"q\+k has a single input.*keep=\('q', 'k'\)"):
+        plan(layers, fleet(30, domains=6), strict=True)
 
 
 def test_a_share_that_so_few_devices_cannot_keep_is_refused_with_numbers() -> None:
