@@ -70,7 +70,6 @@ def make_grid(
     groups: int,
     *,
     block: tuple[int, int] | int,
-    min_columns: int = 1,
     row_cuts: Sequence[int] = (),
 ) -> Grid:
     """Lay a grid over weights.
@@ -80,8 +79,6 @@ def make_grid(
         kernel: what a device does with a block.
         groups: groups of a convolution; 1 for `Dense`.
         block: most outputs and most inputs of a block, or one number for both.
-        min_columns: cut narrower than `block` where that many columns need it; no column is narrower than one
-            input, so weights with fewer inputs have fewer columns.
         row_cuts: outputs at which a row has to start: where one layer of several that are stacked ends.
 
     Raises:
@@ -89,10 +86,7 @@ def make_grid(
     """
     outputs, inputs = shape[0], shape[1] * groups
     height, width = (block, block) if isinstance(block, int) else block
-    _check_grid(shape, kernel, groups, (height, width, min_columns), row_cuts)
-    if min_columns > 1:
-        # ceil(inputs / width) >= n  <=>  width < inputs / (n - 1)
-        width = min(width, max(1, (inputs - 1) // (min_columns - 1)))
+    _check_grid(shape, kernel, groups, (height, width), row_cuts)
     outputs_each, inputs_each = outputs // groups, shape[1]
     rows: list[Span] = []
     columns: list[Column] = []
@@ -112,7 +106,7 @@ def _check_grid(
     shape: tuple[int, ...],
     kernel: Kernel,
     groups: int,
-    sizes: tuple[int, int, int],
+    block: tuple[int, int],
     row_cuts: Sequence[int],
 ) -> None:
     dimensions = 2 if isinstance(kernel, Dense) else 2 + len(kernel.stride)
@@ -120,8 +114,8 @@ def _check_grid(
         raise InputError(f"weights of shape {tuple(shape)} do not fit the product {kernel}")
     if groups < 1 or shape[0] % groups or (groups > 1 and not isinstance(kernel, Convolution)):
         raise InputError(f"{groups} groups do not fit weights of shape {tuple(shape)} and the product {kernel}")
-    if min(sizes) < 1:
-        raise InputError(f"block {sizes[:2]} and least number of columns {sizes[2]}: each must be 1 or more")
+    if min(block) < 1:
+        raise InputError(f"block {block}: a block has at least one output and one input")
     if any(not 0 <= cut <= shape[0] for cut in row_cuts):
         raise InputError(f"rows cut at {list(row_cuts)}: weights of shape {tuple(shape)} end before")
     if groups > 1 and any(0 < cut < shape[0] for cut in row_cuts):

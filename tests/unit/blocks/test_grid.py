@@ -50,7 +50,6 @@ def laid(draw: st.DrawFn) -> Laid:
         kernel,
         groups,
         block=block,
-        min_columns=draw(st.integers(1, 12)),
         row_cuts=ends[:-1],
     )
     return Laid(weights, grid)
@@ -132,11 +131,10 @@ def test_rows_and_columns_tile_the_weights(made: Laid) -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(grid), type=Grid) == grid
 
 
-@given(laid(), st.integers(1, 12))
+@given(laid())
 @some
-def test_no_block_is_larger_and_no_layer_coarser_than_asked(made: Laid, columns: int) -> None:
-    grid = make_grid(made.grid.shape, made.grid.kernel, made.grid.groups, block=(4, 5), min_columns=columns)
-    assert len(grid.columns) >= min(columns, grid.inputs)
+def test_no_block_is_larger_than_asked(made: Laid) -> None:
+    grid = make_grid(made.grid.shape, made.grid.kernel, made.grid.groups, block=(4, 5))
     for column in grid.columns:
         assert column.span.size <= 5
         assert all(grid.rows[row].size <= 4 for row in column.rows)
@@ -193,12 +191,6 @@ def test_groups(
     assert [(column.span, column.rows, column.groups) for column in grid.columns] == expected
 
 
-@pytest.mark.parametrize(("inputs", "columns", "width"), [(9, 4, 2), (10, 4, 3), (3, 8, 1), (1, 2, 1), (100, 2, 64)])
-def test_columns_are_as_wide_as_their_number_allows(inputs: int, columns: int, width: int) -> None:
-    grid = make_grid((2, inputs), Dense(), 1, block=64, min_columns=columns)
-    assert grid.columns[0].span.size == width
-
-
 @pytest.mark.parametrize(
     ("shape", "kernel", "groups", "options"),
     [
@@ -210,7 +202,6 @@ def test_columns_are_as_wide_as_their_number_allows(inputs: int, columns: int, w
         ((4, 4, 3), convolution((3,)), 0, {}),
         ((4, 4), Dense(), 1, {"block": 0}),
         ((4, 4), Dense(), 1, {"block": (3, 0)}),
-        ((4, 4), Dense(), 1, {"min_columns": 0}),
         ((4, 4), Dense(), 1, {"row_cuts": [5]}),
         ((4, 4, 3), convolution((3,)), 2, {"row_cuts": [2]}),
     ],
