@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import torch
@@ -78,19 +79,10 @@ class Layouts:
         self.width = width
         self._sharing = sharing
         self.rank = {column: position for position, column in enumerate(panel.order)}
-        self._made: dict[tuple[tuple[int, ...], tuple[int, ...]], Layout] = {}
-
-    def lay_out(self, cells: Sequence[int], rows: tuple[int, ...]) -> Layout:
-        """Return the request for these cells of one lane, restricted to `rows`."""
-        key = (tuple(cells), rows)
-        layout = self._made.get(key)
-        if layout is None:
-            if len(self._made) >= _REMEMBERED:
-                self._made.clear()
-            layout = self._made[key] = self._make(*key)
-        return layout
+        self.lay_out: Final = lru_cache(_REMEMBERED)(self._make)
 
     def _make(self, cells: tuple[int, ...], rows: tuple[int, ...]) -> Layout:
+        """Return the request for these cells of one lane, restricted to `rows`."""
         panel = self.panel
         wanted = set(rows)
         ordered = sorted(cells, key=lambda cell: self.rank[panel.cells[cell].column])

@@ -291,7 +291,7 @@ class Product:
 
     async def _obtain(self, device: str, cells: Sequence[int], batch: Batch, avoid: frozenset[str]) -> list[Piece]:
         """Ask one device; ask replicas too when it is slow, and instead of it when it fails."""
-        layout = self._layouts.lay_out(cells, self._outputs.rows)
+        layout = self._layouts.lay_out(tuple(cells), self._outputs.rows)
         if not layout.terms:
             return []
         spawn = asyncio.get_running_loop().create_task

@@ -28,7 +28,7 @@ def answered(shape: Shape, devices: int) -> tuple[Layouts, Outputs, list[Piece]]
     generator = torch.Generator().manual_seed(0)
     pieces = []
     for number, device in enumerate(sorted({cell.holders[0] for cell in panel.cells})):
-        cells = [at for at, cell in enumerate(panel.cells) if cell.holders[0] == device]
+        cells = tuple(at for at, cell in enumerate(panel.cells) if cell.holders[0] == device)
         layout = layouts.lay_out(cells, outputs.rows)
         sizes = [sum(panel.grid.rows[row].size for row in term.rows) for term in layout.terms]
         tensors = [torch.randn(BATCH, size, generator=generator) * 10.0 ** (number % 3) for size in sizes]
