@@ -208,7 +208,7 @@ class Exact(Numbers):
         self._weights = weights
         self._numbers = numbers
         self._sharing = sharing
-        self._rounded: Final = [Rounded(weight, numbers) for weight in weights]
+        self._rounded: Final = [Rounded(weight, numbers, panel.title) for weight in weights]
         self._steps: Final = torch.cat([one.steps for one in self._rounded])
         self._shared_weights = SharedWeights(sharing, numbers.ring, entropy)
         self._bound: Final = largest_sum(self._rounded, numbers)
