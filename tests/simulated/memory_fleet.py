@@ -97,7 +97,7 @@ def memory_fleet(
     """Open a fleet of devices d1, d2, ... in this process."""
     fabric = wrap(MemoryFabric())
     names = name_devices(devices)
-    with MemoryFleet(fabric, names, policy=policy, loop=loop or LoopThread("awfulowl-test")) as fleet:
+    with MemoryFleet(fabric, names, policy=policy, loop=loop or LoopThread()) as fleet:
         fleet.workers, fleet.running = {}, {}
         fleet.fabric, fleet.limits, fleet.accelerator = fabric, limits, accelerator
         for device in names:

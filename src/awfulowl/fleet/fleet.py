@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from awfulowl.allocator import give_back
 from awfulowl.errors import InputError, PlanError, ScatteredError
 from awfulowl.fabric.base import Fabric
-from awfulowl.limits import DEFAULT, Limits
 from awfulowl.owner.checkpoint import Checkpoint, prune_checkpoints
 from awfulowl.owner.deployment import Deployment
 from awfulowl.owner.descents import OPTIMIZERS
@@ -51,14 +50,13 @@ class Fleet:
         devices: Sequence[Device],
         *,
         policy: Policy | None = None,
-        limits: Limits = DEFAULT,
         loop: LoopThread | None = None,
     ) -> None:
         self.devices = tuple(devices)
         self._loop = loop or LoopThread()
         policy = policy or Policy()
         self._executor = single_threaded(policy.math_threads)
-        self._engine = Engine(fabric, policy, limits=limits, executor=self._executor)
+        self._engine = Engine(fabric, policy, executor=self._executor)
         self._scattered: weakref.WeakKeyDictionary[nn.Module, tuple[Deployment, tuple[Part, ...]]] = (
             weakref.WeakKeyDictionary()
         )

@@ -116,11 +116,6 @@ class DeviceProcess:
             self.kill()
         _close(self._process.stdout)
 
-    @property
-    def running(self) -> bool:
-        """True while the process lives."""
-        return self._process.poll() is None
-
 
 def _close(pipe: IO[bytes] | None) -> None:
     if pipe is not None:

@@ -16,10 +16,10 @@ T = TypeVar("T")
 class LoopThread:
     """Runs coroutines for any number of threads, until closed."""
 
-    def __init__(self, name: str = "awfulowl") -> None:
+    def __init__(self) -> None:
         self._loop = new_event_loop()
         self._process = os.getpid()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="awfulowl", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
