@@ -116,3 +116,16 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
         side.replace(path)
     finally:
         side.unlink(missing_ok=True)
+
+
+def flush_directory(path: Path) -> None:
+    """See to it that names in a directory are what they are after a power cut, too.
+
+    Raises:
+        OSError: it cannot be flushed.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,11 +1,13 @@
 """Files that are there whole or not at all."""
 
+import os
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from awfulowl.files import write_whole
+from awfulowl.files import flush_directory, write_whole
 
 
 def test_a_file_is_written_for_its_owner_unless_said_otherwise(tmp_path: Path) -> None:
@@ -31,3 +33,23 @@ def test_nothing_is_left_behind_where_it_cannot_be_put(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         write_whole(tmp_path / "nowhere" / "file", b"content")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_directory_is_flushed_itself_and_closed_whatever_comes_of_it(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[tuple[int, int]] = []
+
+    def fsync(descriptor: int) -> None:
+        flushed.append((descriptor, os.fstat(descriptor).st_ino))
+        if fails:
+            raise OSError("broken")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="broken") if fails else nullcontext():
+        flush_directory(tmp_path)
+    ((descriptor, inode),) = flushed
+    assert inode == tmp_path.stat().st_ino
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from awfulowl.blocks.adapters.weight import ScatteredWeight
 from awfulowl.errors import CheckpointError
+from awfulowl.files import flush_directory
 from awfulowl.limits import MIB
 
 VERSION: Final = 2
@@ -123,7 +124,7 @@ def write_checkpoint(
         sealed = _Sealed(version=VERSION, sha256=hashlib.sha256(raw).hexdigest(), facts=msgspec.Raw(raw))
         _write(side / FACTS, msgspec.json.encode(sealed))
         side.rename(path)
-        _flush(directory)
+        flush_directory(directory)
     except (OSError, SafetensorError, TypeError, msgspec.MsgspecError) as error:
         shutil.rmtree(side, ignore_errors=True)
         raise CheckpointError(f"no checkpoint can be written to {directory}: {error}") from error
@@ -142,14 +143,6 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def prune_checkpoints(directory: Path, keep: int) -> None:

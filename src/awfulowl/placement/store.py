@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from awfulowl.errors import PlanError
+from awfulowl.files import flush_directory
 from awfulowl.limits import MIB
 from awfulowl.placement.plan import PLAN_VERSION, Plan
 
@@ -161,14 +162,6 @@ def _write(path: Path, content: bytes, *, replace: bool) -> None:
             aside.replace(path)
         else:
             os.link(aside, path)
-        _sync_directory(path.parent)
+        flush_directory(path.parent)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
