@@ -230,12 +230,11 @@ class Product:
         """
         wrong = [piece for piece in pieces if not await self._engine.compute(partial(self._is_right, piece, batch))]
         guilty = [piece for piece in wrong if not await self._deployment.excuses(self._number, piece, batch.x)]
+        self._check_range(batch.x)
         if not guilty:
             # Every part is right and the sum is not: bad luck at the edge of the tolerance, under these vectors.
-            self._check_range(batch.x)
             await self._deployment.anchor(self._number)
             return await self._cover(range(len(self._panel.cells)), batch, _NOBODY)
-        self._check_range(batch.x)
         for piece in guilty:
             self._engine.ledger.lies_caught += 1
             self._engine.quarantine(
