@@ -34,7 +34,7 @@ class FleetProduct(torch.autograd.Function):
         """Return dx, where it is needed."""
         if ctx.x._version != ctx.version:  # noqa: SLF001
             raise RuntimeError(
-                "an input of a scattered layer was modified by an inplace operation, and is needed as it was"
+                f"an input of {ctx.calls.title} was modified by an inplace operation, and is needed as it was: clone it"
             )
         wanted = ctx.needs_input_grad[0]
         # torch.autograd.grad(loss, x) leaves the gradients of parameters alone.

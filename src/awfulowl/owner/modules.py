@@ -53,6 +53,11 @@ class PanelCalls:
         self._training = deployment if isinstance(deployment, TrainedDeployment) else None
         self._anchor = torch.zeros(()) if self._training is None else self._training.anchors[number]
 
+    @property
+    def title(self) -> str:
+        """The panel's name for people to read."""
+        return self._panel.title
+
     def multiply(self, member: int, x: Tensor) -> Tensor:
         """Return W x for one member: (..., outputs) or (batch, outputs, *space), in float32 on x's device."""
         remembered = self._recall(member, x)

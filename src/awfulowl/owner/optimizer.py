@@ -299,7 +299,8 @@ def trainable(model: nn.Module, plan: Plan, parts: Iterable[Part]) -> list[bool]
     """
     rounded = [panel.title for panel in plan.panels if panel.arithmetic != FLOAT32]
     if rounded or plan.sharing:
-        raise PlanError(f"{'shared' if plan.sharing else rounded[0]}: integers are not trained, make a plan of float32")
+        what = f"sharing {plan.sharing!r}" if plan.sharing else rounded[0]
+        raise PlanError(f"{what}: integers are not trained, make a plan of float32")
     parts = tuple(parts)
     _refuse_hooks(model, parts)
     wanted: dict[str, bool] = {}

@@ -1,5 +1,6 @@
 """What a caller may give as `devices`."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -31,8 +32,9 @@ def name_devices(
         named = list(devices.devices)
     if not named:
         raise InputError("no devices: give a number of at least 1, or names")
-    if len({device.name for device in named}) != len(named):
-        raise InputError("two devices share a name")
+    name, count = Counter(device.name for device in named).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"two devices share a name, {name!r}: give each its own")
     return tuple(named)
 
 

@@ -31,7 +31,7 @@ def test_devices_are_a_number_or_names_with_domains(text: str, devices: list[tup
         ("a,,b", "no name of a device"),
         ("a b", "no name of a device"),
         ("a.b", "no name of a device"),
-        ("a,a@x", "two devices share a name"),
+        ("a,a@x", "two devices share a name, 'a'"),
     ],
 )
 def test_devices_that_are_none_are_refused(text: str, complaint: str) -> None:
