@@ -1,6 +1,6 @@
 """One linear layer in plain PyTorch, on the fleet, under CKKS, and by multi-party computation: times side by side.
 
-    python benchmarks/peers.py [--quick] [--json FILE] [--cases 256x1 4096x64] [--rounds 9]
+    python -m benchmarks.peers [--quick] [--json FILE] [--cases 256x1 4096x64] [--rounds 21]
                                [--spu-python SPU/bin/python] [--crypten-python CRYPTEN/bin/python]
 
 CKKS needs `pip install 'awfulowl[bench]'`, SPU and CrypTen an environment each (`peers_spu.py` and `peers_crypten.py`
@@ -35,9 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import argparse
 import importlib.util
 import json
-import math
 import platform
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -53,6 +51,7 @@ import torch
 from torch import Tensor, nn
 
 import awfulowl as owl
+from benchmarks.serving import Spread, spread
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -91,14 +90,6 @@ class Peer(NamedTuple):
     script: tuple[str, ...]
     every: int = 1
     extrapolated: bool = False
-
-
-class Spread(NamedTuple):
-    """A median, and the order statistics that hold it with 95 %; the extremes, with less, of fewer than 6 rounds."""
-
-    median: float
-    low: float
-    high: float
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -151,15 +142,6 @@ TARGETS: Final = (Target(SMALL, "CKKS", 500), Target(LARGE, "CKKS", 10_000), Tar
 
 class PeerError(Exception):
     """A peer that cannot be measured here, and why."""
-
-
-def spread(values: list[float]) -> Spread:
-    """Turn the sign test round: as many values lie beyond each end as a fair coin leaves with 2.5 %."""
-    ordered, beyond, tail = sorted(values), -1, 0.0
-    while (tail := tail + math.comb(len(ordered), beyond + 1) / 2 ** len(ordered)) <= 0.025:
-        beyond += 1
-    beyond = max(beyond, 0)
-    return Spread(statistics.median(ordered), ordered[beyond], ordered[-1 - beyond])
 
 
 def distance(y: Numbers, expected: Numbers) -> float:

@@ -9,7 +9,7 @@ Run by the Python of an environment of its own, because CrypTen 0.4.1 names pack
     CRYPTEN/bin/pip install --no-deps crypten==0.4.1
 
 and with a stand-in for a private module of PyTorch that is gone, which only its ONNX converter uses;
-`benchmarks/peers.py --crypten-python CRYPTEN/bin/python` does so. Answers are lines of JSON.
+`python -m benchmarks.peers --crypten-python CRYPTEN/bin/python` does so. Answers are lines of JSON.
 
 What is timed: sharing the inputs, the product with its triple (dealt by the first party, CrypTen's standard choice),
 putting the answer together. What is not: sharing the weights, which lie with the parties beforehand. One thread for

@@ -3,7 +3,7 @@
     yes | head -5 | SPU/bin/python benchmarks/peers_spu.py --protocol ABY3 --size 256 --batch 1
 
 Run by the Python of an environment of its own (`python3.11 -m venv SPU && SPU/bin/pip install spu==0.9.5`: it wants
-another numpy than we do); `benchmarks/peers.py --spu-python SPU/bin/python` does so. Answers are lines of JSON.
+another numpy than we do); `python -m benchmarks.peers --spu-python SPU/bin/python` does so. Answers are lines of JSON.
 
 What is timed: sharing the inputs, the product, putting the answer together. What is not: compiling, and sharing the
 weights, which lie with the parties beforehand; SEMI2K also keeps what it can of their multiplication triple
