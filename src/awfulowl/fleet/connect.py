@@ -30,9 +30,11 @@ class ConnectedFleet(Fleet):
         """
         enrolled = _enrolment(device)
         key = enrolled.seal_public
-        if self.peers is not None and self.peers.setdefault(enrolled.name, key) != key:
+        if self.peers is not None and self.peers.get(enrolled.name, key) != key:
             raise InputError(f"{enrolled.name!r} is known with another key; give the device another name")
-        self.admit(Device(enrolled.name, domain))
+        self.admit(Device(enrolled.name, domain))  # before its key is kept: who is refused leaves none behind
+        if self.peers is not None:
+            self.peers[enrolled.name] = key
 
 
 def connect(

@@ -81,7 +81,8 @@ class Peer:
         as a large load is, must not be sent too often. The tensors must not change meanwhile.
 
         Raises:
-            GoneError: the device left, or is silent, or did not answer in `timeout_s`.
+            GoneError: the device left, or is silent, or there was no credit in `timeout_s`, or no answer in as long
+                after that.
             RefusedError: it refused, or failed.
         """
         loop = asyncio.get_running_loop()
