@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import awfulowl as owl
 from awfulowl.errors import ClosedError, ModelError, PlanError, ScatteredError
@@ -331,12 +332,19 @@ def test_many_threads_at_once(fleet: MemoryFleet) -> None:
     fleet.release(scattered)
 
 
+@pytest.mark.filterwarnings("ignore:.*jit.script.* is deprecated")  # PyTorch's own, where it goes forward
 def test_uses_that_are_refused(fleet: MemoryFleet) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)).eval()
     x = torch.randn(2, 8)
     scattered = fleet.scatter(model, owl.plan(model, x, devices=fleet, block=4))
     with pytest.raises(ScatteredError, match="requires a gradient"):
         scattered(x.clone().requires_grad_())
+    with pytest.raises(ScatteredError, match="no derivative goes forward"):
+        torch.func.jvp(scattered, (x,), (x,))
+    with forward_ad.dual_level():
+        with torch.no_grad(), pytest.raises(ScatteredError, match="no derivative goes forward"):
+            scattered(forward_ad.make_dual(x, x))  # type: ignore[no-untyped-call]
+        close(scattered(x), model(x).detach())
     for misuse in (copy.deepcopy, pickle.dumps, lambda m: m[0].weight + 1, lambda m: torch.export.export(m, (x,))):
         with pytest.raises(Exception, match="devices"):
             misuse(scattered)

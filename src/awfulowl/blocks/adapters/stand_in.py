@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from awfulowl.blocks.adapters.weight import ScatteredWeight
 from awfulowl.errors import InputError, ScatteredError
@@ -122,6 +123,10 @@ class StandIn(nn.Module):
         self._check_dense(x)
         if x.requires_grad and torch.is_grad_enabled() and not scattering.train:
             raise ScatteredError(f"the input of {where} requires a gradient: scatter with train=True, or detach it")
+        if _has_tangent(x):
+            raise ScatteredError(
+                f"no derivative goes forward through {where}, which lives on devices: detach it before"
+            )
         if x.dim() < -dim or x.shape[dim] != features:
             raise InputError(f"{where} takes {features} inputs in dimension {dim}, not shape {tuple(x.shape)}")
         if _autocast_dtype(x) is None and x.dtype != held[0].dtype:
@@ -192,6 +197,14 @@ class StandIn(nn.Module):
 
     def __prepare_scriptable__(self) -> NoReturn:
         self._refuse("scripted")
+
+
+def _has_tangent(x: Tensor) -> bool:
+    """Say whether x is differentiated in forward mode, which asks for no gradient, and goes on under `no_grad`."""
+    if forward_ad._current_level < 0:  # noqa: SLF001  the only word that there is on whether it is used at all
+        return False
+    found: Tensor | None = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
+    return found is not None
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
