@@ -13,8 +13,8 @@ from awfulowl.errors import GoneError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload, Receive
 from awfulowl.limits import KIB, Limits
 from awfulowl.owner import product
+from awfulowl.owner.layout import evenly
 from awfulowl.owner.policy import Policy
-from awfulowl.owner.product import _evenly
 from awfulowl.placement.options import Options
 from awfulowl.wire import messages as verbs
 from tests.simulated.world import World, simulate
@@ -52,7 +52,7 @@ class _WatchedLink(Link):
 
 @pytest.mark.parametrize(("samples", "count"), [(0, 3), (1, 4), (7, 1), (7, 3), (100, 7), (3, 3)])
 def test_parts_are_of_one_size_and_make_up_the_batch(samples: int, count: int) -> None:
-    parts = list(_evenly(samples, count))
+    parts = list(evenly(samples, count))
     assert [index for part in parts for index in range(samples)[part]] == list(range(samples))
     sizes = {part.stop - part.start for part in parts}
     assert len(parts) == min(samples, count)

@@ -15,6 +15,7 @@ from awfulowl.errors import InputError, PlanError, ScatteredError
 from awfulowl.fabric.base import Fabric
 from awfulowl.owner.checkpoint import Checkpoint, prune_checkpoints
 from awfulowl.owner.deployment import Deployment
+from awfulowl.owner.deployments import Deployments
 from awfulowl.owner.descents import OPTIMIZERS
 from awfulowl.owner.engine import Engine
 from awfulowl.owner.freezing import freeze
@@ -61,6 +62,7 @@ class Fleet:
             weakref.WeakKeyDictionary()
         )
         self._saving: weakref.WeakKeyDictionary[nn.Module, Future[Path]] = weakref.WeakKeyDictionary()
+        self._deployments = Deployments()
         self._closed = False
         self._loop.run(self._open(), 30)
         atexit.register(self.close)
@@ -137,12 +139,6 @@ class Fleet:
         if unknown:
             raise PlanError(f"the plan names devices that this fleet does not have: {', '.join(sorted(unknown))}")
         self._check_domains(plan)
-        handles = {handle for panel in plan.panels for handle in panel.slice_handles}
-        for other, _ in self._scattered.values():
-            if not handles.isdisjoint(other.panels[0].slice_handles):
-                raise PlanError(
-                    "this plan is in use on this fleet: release the model that it serves, or make a new plan"
-                )
         parts = tuple(parts_of(model, plan).values())
         weights = {name: product.weights for part in parts for name, product in part.products().items()}
         if train:
@@ -151,12 +147,16 @@ class Fleet:
             deployment: Deployment = TrainedDeployment(self._engine, plan, weights, moving, on_change, known)
         else:
             deployment = Deployment(self._engine, plan, weights, on_change)
-        self._loop.run(deployment.start(timeout_s, progress), timeout_s + 30)
-        give_back()  # loading took frames and scratch that serving does not need
-        scattered = scatter(model, deployment, parts, self._loop)
-        if checkpoint is not None and isinstance(deployment, TrainedDeployment):
-            restore(checkpoint, scattered)
-            resume(checkpoint, deployment)
+        self._loop.run(self._deployments.start(deployment, timeout_s, progress), timeout_s + 30)
+        try:
+            give_back()  # loading took frames and scratch that serving does not need
+            scattered = scatter(model, deployment, parts, self._loop)
+            if checkpoint is not None and isinstance(deployment, TrainedDeployment):
+                restore(checkpoint, scattered)
+                resume(checkpoint, deployment)
+        except BaseException:
+            self._loop.run(self._deployments.stop(deployment), 30)
+            raise
         self._scattered[scattered] = deployment, parts
         if isinstance(deployment, TrainedDeployment):
             own_gradients(scattered, deployment, parts)
@@ -310,7 +310,7 @@ class Fleet:
     def release(self, scattered: nn.Module) -> None:
         """Let the devices forget a model; calling it afterwards raises."""
         deployment = self._scattering(scattered)[0]
-        self._loop.run(deployment.stop(), 30)
+        self._loop.run(self._deployments.stop(deployment), 30)
         del self._scattered[scattered]
 
     def plan_of(self, scattered: nn.Module) -> Plan:

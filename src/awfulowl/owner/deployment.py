@@ -2,16 +2,18 @@
 
 import asyncio
 import math
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from awfulowl.compiling import WORTH_COMPILING
-from awfulowl.errors import LocalError, ModelError, PeerError, RuleError, UnavailableError
+from awfulowl.errors import LocalError, ModelError, PeerError, RuleError, ScatteredError, UnavailableError
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.holdings import Holdings
 from awfulowl.owner.layout import Layouts, Outputs, Piece
@@ -45,6 +47,13 @@ class Deployment(Holdings):
         self._renewing: set[int] = set()
         self._held: set[int] = set()
         """Panels that were taken back, and whose weights are what they were."""
+        self.users: weakref.WeakSet[Any] | None = None
+        """What asks for products, once there is a model: its parts may outlive it."""
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the model is gone with all its parts, and nobody said that it is not needed any longer."""
+        return self.users is not None and len(self.users) == 0
 
     async def start(self, timeout_s: float, progress: Progress | None = None) -> None:
         """Round weights, draw check vectors, wait for the devices, and load every block.
@@ -75,14 +84,19 @@ class Deployment(Holdings):
             return
 
     async def stop(self) -> None:
-        """Let the devices forget this plan's blocks, and watch them no longer."""
+        """Let the devices forget this plan's blocks, and watch them no longer; doing it again does nothing."""
+        if self.stopped:
+            return
+        self.stopped = True
         self.engine.unwatch(self)
         for task in self._loading.values():
             task.cancel()
         slices = tuple(handle for panel in self.panels for handle in panel.slice_handles)
         for peer in self.engine.peers.values():
             if peer.alive:
-                await peer.ask(Release(slices), [], timeout_s=self.engine.policy.answer_timeout_s)
+                with suppress(PeerError):  # it is gone, or will be: its blocks go with it
+                    await peer.ask(Release(slices), [], timeout_s=self.engine.policy.answer_timeout_s)
+        self.engine.changed()
 
     def lost(self, _: Peer) -> None:
         """Look for replacements if the device stays away; what it holds counts again if it comes back with it."""
@@ -120,6 +134,7 @@ class Deployment(Holdings):
 
         Raises:
             KeptError: the owner has taken this panel back.
+            ScatteredError: the model was released.
             UnavailableError: every device was caught lying.
         """
         shares: dict[tuple[str, int], list[int]] = {}
@@ -133,6 +148,8 @@ class Deployment(Holdings):
     async def _find(self, key: CellKey, avoid: frozenset[str]) -> tuple[str, ...]:
         """Return the holders of a cell; those in `avoid` only when nobody else may have it."""
         while True:
+            if self.stopped:
+                raise ScatteredError("this model was released: scatter it again")
             if key[0] in self.kept:
                 raise KeptError(self.panels[key[0]].title)
             holders = self.holders(key, avoid)
@@ -274,7 +291,7 @@ class Deployment(Holdings):
         after_s = self.engine.policy.repair_after_s
         await asyncio.sleep(after_s)
         for key in self.ready_on:
-            if key[0] not in self.kept and not self._expected(self.assignment.ever(*key), after_s):
+            if not self.stopped and key[0] not in self.kept and not self._expected(self.assignment.ever(*key), after_s):
                 try:
                     await self._replace(key)
                 except ModelError as error:  # whoever asks for the cell is told, too

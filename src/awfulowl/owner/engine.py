@@ -130,8 +130,9 @@ class Engine:
         self._watchers.append(watcher)
 
     def unwatch(self, watcher: Watcher) -> None:
-        """Stop telling `watcher`."""
-        self._watchers.remove(watcher)
+        """Stop telling `watcher`, if it is told."""
+        if watcher in self._watchers:
+            self._watchers.remove(watcher)
 
     async def present(self, names: Sequence[str], timeout_s: float) -> None:
         """Wait until all of these devices are there.

@@ -58,6 +58,8 @@ class Holdings:
         self.loading_onto: dict[str, asyncio.Lock] = {}
         self.coming: Counter[CellKey] = Counter()
         """Cells that holders which came, came back or were behind are being loaded with."""
+        self.stopped = False
+        """Whether devices were told to forget all of it: nothing is loaded any longer."""
         self._retrying: set[str] = set()
         self._failures: Counter[str] = Counter()
 
@@ -143,7 +145,7 @@ class Holdings:
         """Load cells of one lane and equal rows onto a device; one load at a time, none twice."""
         async with self.loading_onto.setdefault(peer.name, asyncio.Lock()):
             cells = [cell for cell in cells if peer.name not in self.ready_on[number, cell]]
-            if not cells:
+            if not cells or self.stopped:
                 return
             since = self.known(number)
             try:

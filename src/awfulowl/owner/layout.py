@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import torch
@@ -184,3 +185,9 @@ def _add_whole(sums: Sequence[Sequence[Tensor]], out: Tensor) -> None:
         put(out, first)
     for parts in rest:
         add(out, parts)
+
+
+def evenly(samples: int, count: int) -> Iterator[slice]:
+    """Cut a batch into `count` parts of nearly one size, fewer where there are fewer samples."""
+    edges = [samples * index // count for index in range(count + 1)]
+    return (slice(start, stop) for start, stop in pairwise(edges) if start < stop)

@@ -193,6 +193,7 @@ def scatter(
         for index, member in enumerate(panel.members)
     }
     calls = [PanelCalls(deployment, number, loop) for number in range(len(deployment.panels))]
+    deployment.users = weakref.WeakSet(calls)
     replacements: dict[nn.Module, nn.Module] = {}
     for part in parts:
         multiplies: dict[str, Multiply] = {}

@@ -2,9 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
@@ -18,7 +17,7 @@ from awfulowl.errors import GoneError, InputError, PeerError, UnavailableError
 from awfulowl.owner.deployment import Deployment, KeptError
 from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.history import Recorder, Tape
-from awfulowl.owner.layout import Layout, Outputs, Piece, add_up
+from awfulowl.owner.layout import Layout, Outputs, Piece, add_up, evenly
 from awfulowl.owner.numbers import AnyCheck, AnyExpectation, Entered, Exact, Floats
 from awfulowl.veil.base import SharedInputs
 from awfulowl.verification.sums import is_quick
@@ -33,6 +32,9 @@ _LITTLE: Final = 1 << 14
 
 _WORTH_SHARING: Final = 1 << 17
 """Outputs from which on more than one thread checks them: a call of a thread costs as much as some thousands."""
+
+_AGAIN_S: Final = 0.1
+"""Before a device is asked again that failed, and has what nobody else has: at least."""
 
 
 class Batch(NamedTuple):
@@ -90,6 +92,7 @@ class Product:
         self._outputs = Outputs.of(self._grid, rows)
         self._parts_left = 0
         self._little = False
+        self._started_s = 0.0
 
     async def multiply(self, x: Tensor) -> Tensor:
         """Return the wanted rows of W x: (batch, rows) or (batch, rows, *space), float32, checked.
@@ -103,6 +106,7 @@ class Product:
         """
         ledger = self._engine.ledger
         ledger.requests += 1
+        self._started_s = self._engine.now()
         try:
             async with asyncio.timeout(self._engine.policy.request_timeout_s), self._deployment.steady(self._number):
                 return await self._all_parts(x)
@@ -137,7 +141,7 @@ class Product:
                 await self._part(await self._enter(x[part]), y[part], turn, recorder)
                 self._parts_left -= 1
 
-        await together(one(turn, part) for turn, part in enumerate(_evenly(x.shape[0], count)))
+        await together(one(turn, part) for turn, part in enumerate(evenly(x.shape[0], count)))
         self._deployment.used(self._number, x.shape[0])
         return y
 
@@ -198,7 +202,7 @@ class Product:
             return False
         # While there are other parts, each has a thread to itself; the last one would leave the others idle.
         alone = self._parts_left == 1 and out.numel() > _WORTH_SHARING
-        parts = _evenly(out.shape[0], self._engine.policy.math_threads if alone else 1)
+        parts = evenly(out.shape[0], self._engine.policy.math_threads if alone else 1)
         counts = await together(
             self._compute(partial(self._add_and_check, pieces, batch, out, expectation, part)) for part in parts
         )
@@ -354,6 +358,8 @@ class Product:
         if failure is not None:
             raise failure
         self._engine.ledger.failovers += 1
+        if device in avoid:  # there is no other: give it time, ever more, up to that of the request
+            await asyncio.sleep(max(_AGAIN_S, (self._engine.now() - self._started_s) / 4))
         return await self._cover(cells, batch, avoid | {device})
 
     def _kind(self, x: Tensor) -> tuple[int, int, int]:
@@ -388,9 +394,3 @@ class Product:
             self._engine.pace.punctual(device)
         self._engine.pace.observe(device, self._kind(batch.x), elapsed_s)
         return [Piece(device, layout, answer.tensors, answer.request)]
-
-
-def _evenly(samples: int, count: int) -> Iterator[slice]:
-    """Cut a batch into `count` parts of nearly one size, fewer where there are fewer samples."""
-    edges = [samples * index // count for index in range(count + 1)]
-    return (slice(start, stop) for start, stop in pairwise(edges) if start < stop)
