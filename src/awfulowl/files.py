@@ -19,7 +19,7 @@ _HELD: Final = ".held"
 
 
 class Scratch:
-    """A folder of mode 0700 among temporary files: it goes with this object, or with the process.
+    """A folder of mode 0700 among temporary files: it goes with this object, or with the process that made it.
 
     Whoever makes one removes those whose process was killed.
     """
@@ -32,7 +32,7 @@ class Scratch:
         """
         remove_orphans()
         self.path: Final = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{kind}-"))
-        self._end = weakref.finalize(self, _remove, self.path, _hold(self.path))
+        self._end = weakref.finalize(self, _end, os.getpid(), self.path, _hold(self.path))
 
     def remove(self) -> None:
         """Remove it with all that it holds; again does nothing."""
@@ -84,6 +84,12 @@ def _lock_of(path: Path) -> int | None:
         return os.open(_HELD, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     finally:
         os.close(folder)
+
+
+def _end(process: int, path: Path, lock: int | None) -> None:
+    """Remove a folder, but leave it to the process that made it where this one was forked from it."""
+    if os.getpid() == process:
+        _remove(path, lock)
 
 
 def _remove(path: Path, lock: int | None) -> None:

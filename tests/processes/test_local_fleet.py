@@ -122,6 +122,31 @@ def alive(pid: int) -> bool:
         return False
 
 
+def test_a_forked_child_ends_as_it_would_without_a_fleet() -> None:
+    """And leaves the fleet to its parent: it closed what it has no connection to, which failed."""
+    code = """
+import os, sys
+import awfulowl as owl
+from torch import nn
+fleet = owl.local_fleet(1)
+path, child = fleet._folder.path, os.fork()
+if not child:
+    sys.exit(3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+child = os.fork()
+if not child:
+    with fleet:
+        sys.exit(4)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+assert list(path.iterdir())
+with fleet:
+    model = nn.Linear(4, 2).eval()
+    fleet.release(fleet.scatter(model, owl.plan(model, devices=fleet)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_after_a_fork_the_child_cannot_use_the_fleet(fleet: LocalFleet) -> None:
     model, x = model_and_input()
     scattered = fleet.scatter(model, owl.plan(model, x, devices=["d1", "d4"], block=16))

@@ -6,6 +6,7 @@ that is killed between two lines is gone exactly there, and nothing depends on h
 
 import asyncio
 import concurrent.futures
+import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ class StillLoop(LoopThread):
 
     def __init__(self) -> None:
         self._still = JumpingLoop()
+        self._process = os.getpid()
 
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
         """Run `work` to its end; `timeout_s` are seconds of the clock that jumps."""

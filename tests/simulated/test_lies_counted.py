@@ -1,13 +1,18 @@
 """Told and caught can be compared: lies that could enter an answer are told from those that nobody read."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 from awfulowl.device.lies import Liar
+from awfulowl.device.worker import Worker
 from awfulowl.owner.policy import Policy
 from awfulowl.placement.options import Options
+from awfulowl.wire.messages import Apply
+from awfulowl.wire.session.events import Requested
 from tests.simulated.world import World, simulate
 
 TWO_REPLICAS = Options(block=8, replicas=2, share=1.0)
@@ -41,6 +46,34 @@ def test_lies_in_cover_traffic_are_not_used() -> None:
             await asyncio.sleep(4)
             assert liar.told > 1
             assert len(used(world, "d3", liar)) == world.engine.ledger.lies_caught == 1
+
+    simulate(main())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_cover_traffic_shows_nothing_that_is_written_later(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inputs of a request are the caller's tensor where they can be: what goes out again is a copy."""
+    seen: list[Tensor] = []
+    honest = Worker._do
+
+    def noting(worker: Worker, request: Requested) -> Sequence[Tensor]:
+        if worker.name == "d1" and isinstance(request.body, Apply):
+            seen.extend(one.clone() for one in request.tensors if isinstance(one, Tensor))
+        return honest(worker, request)
+
+    monkeypatch.setattr(Worker, "_do", noting)
+
+    async def main() -> None:
+        async with World(2, options=Options(block=64, replicas=2, share=1.0)) as world:
+            world.workers["d1"].tamper = Liar("zeros", None)
+            while not world.engine.ledger.lies_caught:
+                x = world.inputs(batch)
+                world.expect(await world.multiply(x), x)
+            caught, sent = len(seen), seen[-1]
+            x.fill_(777)
+            await asyncio.sleep(40)
+            assert len(seen) > caught
+            assert all(torch.equal(one, sent) for one in seen[caught:])
 
     simulate(main())
 

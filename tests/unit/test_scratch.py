@@ -110,6 +110,28 @@ def test_it_goes_with_its_object(place: Path) -> None:
     assert names(place) == set()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.parametrize("how", ["sys.exit()", "scratch.remove()", "del scratch"])
+def test_it_stays_when_a_forked_child_ends(place: Path, how: str) -> None:
+    """Of a training it holds weights and momentum, of a fleet the keys of its devices."""
+    code = f"""
+import os, sys
+from awfulowl.files import Scratch
+scratch = Scratch("test")
+(scratch.path / "file").write_text("content")
+path, child = scratch.path, os.fork()
+if not child:
+    {how}
+    sys.exit()
+assert os.waitpid(child, 0)[1] == 0
+assert (path / "file").read_text() == "content"
+"""
+    environment = {**os.environ, "TMPDIR": str(place)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names(place) == set()
+
+
 def test_descriptors_are_given_back(place: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for number in range(5):

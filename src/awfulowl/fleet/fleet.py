@@ -355,11 +355,13 @@ class Fleet:
         return {name: peer.standing for name, peer in self._engine.peers.items()}
 
     def close(self) -> None:
-        """Say goodbye to the devices, which drop their blocks. Closing again does nothing."""
+        """Say goodbye to the devices, which drop their blocks. Closing again, or after a fork, does nothing."""
         if self._closed:
             return
         self._closed = True
         atexit.unregister(self.close)
+        if self._loop.is_of_another_process:
+            return
         try:
             self._loop.run(self._engine.close(), 30)
             self._shut_down()

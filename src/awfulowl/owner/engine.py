@@ -14,7 +14,7 @@ from awfulowl.limits import DEFAULT, Limits
 from awfulowl.owner.floods import Nuisance
 from awfulowl.owner.ledger import Ledger
 from awfulowl.owner.pace import Pace
-from awfulowl.owner.peer import Peer, Standing
+from awfulowl.owner.peer import LastAsked, Peer, Standing
 from awfulowl.owner.policy import Policy
 from awfulowl.randomness import SYSTEM, Entropy
 from awfulowl.wire import session as wire
@@ -179,23 +179,24 @@ class Engine:
         for watcher in self._watchers:
             watcher.lost(peer)
         self.changed()
-        self.spawn(self._cover(peer))
+        self.spawn(self._cover(peer, None if peer.last is None else peer.last.copied()))
+        peer.last = None
 
-    async def _cover(self, peer: Peer) -> None:
+    async def _cover(self, peer: Peer, last: LastAsked | None) -> None:
         """Send the last inputs again at random times, so that the device does not learn when it was caught."""
         shortest, longest = self.policy.cover_s
         draw = self.entropy.uniform(64).tolist()
         end = self.now() + shortest + (longest - shortest) * draw[0]
         turn = 0
-        while self.now() < end and peer.last is not None and peer.session.is_open:
+        while self.now() < end and last is not None and peer.session.is_open:
             turn += 1
             await asyncio.sleep(0.05 + 0.9 * draw[turn % len(draw)])
-            body, x, answer_bytes = peer.last
             try:
-                await peer.ask(body, x, timeout_s=self.policy.answer_timeout_s, answer_bytes=answer_bytes)
+                await peer.ask(
+                    last.body, last.inputs, timeout_s=self.policy.answer_timeout_s, answer_bytes=last.answer_bytes
+                )
             except PeerError:
                 continue
-        peer.last = None
         if peer.session.is_open:
             peer.post(peer.session.bye("no longer needed"))
         # A session that ends by our own word tells of nothing.

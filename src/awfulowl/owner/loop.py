@@ -58,16 +58,21 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _check_usable(self) -> None:
-        if os.getpid() != self._process:
+        if self.is_of_another_process:
             raise ClosedError("this fleet was opened by another process; after a fork, open a new one in the child")
         if not self._thread.is_alive() or self._loop.is_closed():
             raise ClosedError("this fleet is closed; open a new one")
         if threading.current_thread() is self._thread:
             raise ClosedError("a fleet cannot be called from inside its own event loop")
 
+    @property
+    def is_of_another_process(self) -> bool:
+        """Whether this is the child of a process that forked: the thread is there, and not here."""
+        return os.getpid() != self._process
+
     def close(self) -> None:
         """Stop the loop and its thread; what still runs is cancelled."""
-        if os.getpid() != self._process or self._loop.is_closed():
+        if self.is_of_another_process or self._loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)

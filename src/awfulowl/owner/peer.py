@@ -30,6 +30,18 @@ class Answer(NamedTuple):
     tensors: list[Tensor]
 
 
+class LastAsked(NamedTuple):
+    """The last product that a device was asked for: its message, its inputs, and the bytes of its answer."""
+
+    body: verbs.Apply
+    inputs: Sequence[Tensor | Seeded]
+    answer_bytes: int
+
+    def copied(self) -> "LastAsked":
+        """Return the same with inputs of its own: they may be the caller's, who writes others there later."""
+        return self._replace(inputs=[one.clone() if isinstance(one, Tensor) else one for one in self.inputs])
+
+
 class Standing(Enum):
     """What the owner thinks of a device."""
 
@@ -50,7 +62,7 @@ class Peer:
         self.floods = Floods()
         self.muted = False
         """Whether nothing is listened to that comes from it."""
-        self.last: tuple[verbs.Apply, Sequence[Tensor | Seeded], int] | None = None
+        self.last: LastAsked | None = None
         self.used: deque[int] = deque(maxlen=_REMEMBERED_ANSWERS)
         """The last requests whose answers went into a sum. Answers to cover traffic, and those that lost against a
         replica's, never do."""

@@ -19,6 +19,7 @@ from awfulowl.owner.engine import Engine, together
 from awfulowl.owner.history import Recorder, Tape
 from awfulowl.owner.layout import Layout, Outputs, Piece, add_up, evenly
 from awfulowl.owner.numbers import AnyCheck, AnyExpectation, Entered, Exact, Floats
+from awfulowl.owner.peer import LastAsked
 from awfulowl.veil.base import SharedInputs
 from awfulowl.verification.sums import is_quick
 from awfulowl.wire.buffers import empty
@@ -383,7 +384,7 @@ class Product:
         inputs = await self._compute(lambda: batch.shared.inputs(layout.lane, layout.columns, domain))
         batch.asked.set()
         size = self._layouts.answer_bytes(layout, batch.x)
-        peer.last = (layout.body, inputs, size)
+        peer.last = LastAsked(layout.body, inputs, size)
         body = layout.body
         if batch.recorder is not None:
             number = batch.recorder.note(device, peer.session.handle, layout.cells)
