@@ -269,3 +269,47 @@ def test_chains(fleet: MemoryFleet, mixed: Mixed, seed: int) -> None:
             assert ((after[name].double() - moved).abs() <= allowed * (before.abs() + sizes.parameters[name])).all()
         else:
             assert torch.equal(after[name].double(), before)
+
+
+class Gated(nn.Module):
+    """Layers without a bias, whose answers are changed in place; two of them have one input, and one panel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = (nn.Linear(*sizes, bias=False) for sizes in ((6, 5), (6, 5), (5, 6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = nn.functional.silu(self.gate(x), inplace=True)
+        answer: Tensor = self.down(gate * self.up(x).mul_(2))
+        return answer.relu_()
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("learns", [False, True])
+def test_answers_may_be_changed_in_place(batch: int, learns: bool) -> None:
+    """Where an answer is a view, PyTorch lets nothing change it that gradients have to pass."""
+    torch.manual_seed(batch)
+    model, x = Gated(), torch.randn(batch, 6, requires_grad=learns)
+    plain = copy.deepcopy(model).double()
+    with still_fleet(3) as fleet:
+        plan = plan_model(model, x.detach(), devices=fleet.devices, options=SMALL)
+        assert [len(panel.members) for panel in plan.panels] == [2, 1]
+        scattered = fleet.scatter(model, plan, train=True)
+        optimizer = fleet.optimizer(scattered, lr=0.1)
+        theirs = torch.optim.SGD(plain.parameters(), lr=0.1)
+        for _ in range(3):
+            ours, wanted = x.detach().requires_grad_(learns), x.detach().double().requires_grad_(learns)
+            y, expected = scattered(ours), plain(wanted)
+            torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-5)
+            (y * y).sum().backward()
+            (expected * expected).sum().backward()
+            if learns:
+                assert ours.grad is not None
+                assert wanted.grad is not None
+                torch.testing.assert_close(ours.grad.double(), wanted.grad, rtol=1e-4, atol=1e-5)
+            optimizer.step()
+            optimizer.zero_grad()
+            theirs.step()
+            theirs.zero_grad()
+        for name, value in fleet.gather(scattered).items():
+            torch.testing.assert_close(value.double(), plain.state_dict()[name], rtol=1e-4, atol=1e-5)

@@ -26,7 +26,7 @@ class FleetProduct(torch.autograd.Function):
         ctx.x, ctx.version = x.detach(), x._version  # noqa: SLF001  public in C++, and the only one
         ctx.calls, ctx.members, ctx.tape = calls, members, tape
         ctx.way_to_anchor = anchor.grad_fn
-        return y
+        return y.detach()  # a view that was made in here could not be changed in place, as activations do
 
     @staticmethod
     @once_differentiable

@@ -3,6 +3,7 @@
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import torch
@@ -70,7 +71,9 @@ class PanelCalls:
         if len(members) == 1:
             return y
         dim = -1 if isinstance(self._panel.grid.kernel, Dense) else 1
-        parts = torch.split(y, [self._panel.members[index].rows.size for index in members], dim=dim)
+        sizes = [self._panel.members[index].rows.size for index in members]
+        # Not by `split`: of views that were made together none may be changed in place where gradients pass.
+        parts = [y.narrow(dim, end - size, size) for end, size in zip(accumulate(sizes), sizes, strict=True)]
         outputs = dict(zip(members, parts, strict=True))
         mine = outputs.pop(member)
         self._remember(x, outputs)
