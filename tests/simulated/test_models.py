@@ -3,7 +3,7 @@
 import copy
 import pickle
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import awfulowl as owl
 from awfulowl.errors import ClosedError, ModelError, PlanError, ScatteredError
@@ -345,7 +346,14 @@ def test_uses_that_are_refused(fleet: MemoryFleet) -> None:
         with torch.no_grad(), pytest.raises(ScatteredError, match="no derivative goes forward"):
             scattered(forward_ad.make_dual(x, x))  # type: ignore[no-untyped-call]
         close(scattered(x), model(x).detach())
-    for misuse in (copy.deepcopy, pickle.dumps, lambda m: m[0].weight + 1, lambda m: torch.export.export(m, (x,))):
+    misuses: list[Callable[[Any], object]] = [
+        copy.deepcopy,
+        pickle.dumps,
+        lambda m: m[0].weight + 1,
+        lambda m: torch.export.export(m, (x,)),
+        lambda m: make_fx(m)(x),
+    ]
+    for misuse in misuses:
         with pytest.raises(Exception, match="devices"):
             misuse(scattered)
     close(torch.compile(scattered, backend="eager")(x), model(x).detach())

@@ -97,7 +97,8 @@ class StandIn(nn.Module):
                 the model was not scattered for training.
             InputError: the input has the wrong type or shape.
         """
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        traced = torch.jit.is_tracing() or _is_recorded()  # type: ignore[attr-defined,no-untyped-call]
+        if traced or torch.compiler.is_exporting():
             self._refuse("exported or traced")
         if torch.compiler.is_compiling():
             from awfulowl.blocks.adapters import uncompiled  # noqa: PLC0415 - see there
@@ -197,6 +198,11 @@ class StandIn(nn.Module):
 
     def __prepare_scriptable__(self) -> NoReturn:
         self._refuse("scripted")
+
+
+def _is_recorded() -> bool:
+    """Say whether operations become a graph (`make_fx`), in which an answer of the fleet would be a constant."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None  # noqa: SLF001  no public name
 
 
 def _has_tangent(x: Tensor) -> bool:
