@@ -155,7 +155,7 @@ class Broker:
         if "address already in use" in self._journal.last:
             return (
                 f"port {self._config.port} is in use on this machine: stop what uses it, give another port, "
-                "or give none and a free one is taken"
+                "or let a free one be taken: owl broker --port 0"
             )
         return f"the broker did not start: {self._journal.last}"
 

@@ -276,7 +276,9 @@ def check_url(url: str, config: NatsConfig) -> str:
     if host is None or secure is None:
         raise InputError(f"{url!r:.200} is no address of a broker: it is like tls://host:4222 or wss://host:443")
     if not secure and not config.allow_plain and not _is_this_machine(host):
-        raise InputError(f"{url} would send frames in the clear: use tls:// or wss://, or in a tunnel allow_plain")
+        raise InputError(
+            f"{url} would send frames in the clear: use tls:// or wss://, or nats:// to a tunnel's end on this machine"
+        )
     if parts.scheme in {"ws", "wss"} and importlib.util.find_spec("aiohttp") is None:
         raise InputError(f"{parts.scheme}:// needs aiohttp, which is not installed: pip install 'awfulowl[websocket]'")
     return url
