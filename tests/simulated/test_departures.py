@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 from torch import Tensor
 
+from awfulowl.errors import UnavailableError
 from awfulowl.fabric.base import OWNER, Channel, Fabric, Link, Payload, Receive
 from awfulowl.owner.peer import Standing
 from awfulowl.placement.options import Options
@@ -29,6 +30,18 @@ def kinds(world: World, device: str) -> list[str]:
 async def ask(world: World) -> None:
     x = world.inputs(3)
     world.expect(await world.multiply(x), x)
+
+
+def test_who_does_not_come_is_named_with_what_to_look_at() -> None:
+    async def main() -> None:
+        async with World(4, options=ALONE) as world:
+            world.workers["d1"].leave()
+            await asyncio.sleep(0.1)
+            await world.engine.present(["d2", "d3"], timeout_s=1)
+            with pytest.raises(UnavailableError, match="1 of 2 devices did not come within 1 s: d1; does each run"):
+                await world.engine.present(["d1", "d2"], timeout_s=1)
+
+    simulate(main())
 
 
 def test_the_owner_knows_at_once_that_a_device_was_stopped() -> None:

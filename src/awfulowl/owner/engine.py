@@ -148,6 +148,7 @@ class Engine:
             missing = [name for name in names if not self.peers[name].alive]
             raise UnavailableError(
                 f"{len(missing)} of {len(names)} devices did not come within {timeout_s:g} s: {', '.join(missing[:8])}"
+                "; does each run, at this broker and with this owner's enrolment?"
             ) from error
 
     async def change(self) -> None:
