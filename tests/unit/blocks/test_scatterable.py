@@ -88,7 +88,7 @@ KEPT: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: changed(linear(), replaced_forward), "forward was replaced"),
     (lambda: changed(linear(), other_weight(lambda w: w.to_sparse())), "sparse_coo"),
     (lambda: linear(dtype=torch.complex64), "complex64"),
-    (lambda: linear(dtype=torch.float64), r"float64: devices compute in torch\.float32"),
+    (lambda: linear(dtype=torch.float64), r"float64: devices compute in torch\.float32; model\.float\(\) makes"),
     (lambda: changed(linear(), other_weight(lambda w: w.to(torch.float8_e4m3fn))), "float8_e4m3fn"),
     (lambda: changed(linear(), other_weight(lambda w: w.to(torch.int8))), "int8"),
     (lambda: changed(linear(), tensorlike), "Tensorlike"),

@@ -113,7 +113,8 @@ def _why_unfit(module: nn.Module, name: str) -> str | None:
     if weight.layout != torch.strided:
         return f"its {name} is stored as {weight.layout}"
     if weight.dtype not in DTYPES:
-        return f"its {name} is {weight.dtype}: devices compute in torch.float32"
+        hint = "; model.float() makes it that" if weight.dtype == torch.float64 else ""
+        return f"its {name} is {weight.dtype}: devices compute in torch.float32{hint}"
     if weight.numel() == 0:
         return f"its {name} is empty"
     return None
