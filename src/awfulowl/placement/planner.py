@@ -242,7 +242,7 @@ def _warnings(layers: Sequence[Layer], entropy: Entropy) -> list[str]:
         warnings.append("UNSAFE: made from a seed; whoever knows it knows every position. For experiments only")
     if all(layer.input is None for layer in layers):
         warnings.append(
-            "which layers are neighbours is taken from the order of definition, and none are grouped: "
-            "no example was given"
+            "no example was given: which layers are neighbours is taken from the order of definition, none are "
+            "grouped, and operations and traffic are of one vector a layer, where images and sequences have many"
         )
     return warnings

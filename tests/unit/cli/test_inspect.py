@@ -84,6 +84,7 @@ def test_without_an_example_operations_are_not_known(owl: Owl, model_file: Calla
     assert found.json["outsourced_flop_share"] is None
     assert "unknown" in found.err
     assert "no example was given" in found.err
+    assert "operations and traffic are of one vector a layer" in " ".join(found.err.split())
 
 
 @pytest.mark.parametrize(
