@@ -42,7 +42,7 @@ def fleet_key(path: Path) -> bytes:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _refuse_open(path.parent, path.parent.stat(), "0700")
+        _refuse_open(path.parent.absolute(), path.parent.stat(), "0700")
         if not path.exists():
             with contextlib.suppress(FileExistsError):
                 _write(path, os.urandom(KEY_BYTES), replace=False)

@@ -247,6 +247,13 @@ def test_a_directory_that_others_can_reach_is_refused_with_the_command_to_run(tm
     assert not where.exists()
 
 
+def test_the_folder_of_a_key_named_without_one_is_told_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PlanError, match=rf"^{tmp_path} is open to others.*chmod 0700 {tmp_path}$"):
+        fleet_key(Path("fleet.key"))
+
+
 @pytest.mark.parametrize("length", [0, 31, 33, 1000])
 def test_a_key_of_another_length_is_refused(tmp_path: Path, length: int) -> None:
     where = tmp_path / "fleet" / "key"
