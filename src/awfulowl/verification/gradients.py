@@ -49,8 +49,18 @@ def _lay(x: Tensor, groups: int, place: str) -> Laid:
     return Laid(columns.view(by_group), squares.view(by_group), x.shape)
 
 
-def image(grid: Grid, kernel: AnyKernel, secret: Tensor, own: Laid, other: Laid) -> Tensor:
-    """Return Σ_b (secret own_b) other_b, tap by tap: (*size, k, channels of other), float64.
+class Image(NamedTuple):
+    """Σ_b (secret own_b) other_b, tap by tap, and the sum of the squares of what each sample adds.
+
+    Both are (*size, k, channels of other) float64. Where a sample is one product of each number there are no squares.
+    """
+
+    total: Tensor
+    squares: Tensor | None
+
+
+def image(grid: Grid, kernel: AnyKernel, secret: Tensor, own: Laid, other: Laid) -> Image:
+    """Return the image of what some samples add to a gradient.
 
     Args:
         grid: of the panel.
@@ -59,24 +69,24 @@ def image(grid: Grid, kernel: AnyKernel, secret: Tensor, own: Laid, other: Laid)
         own: weighed with the secret.
         other: what that is correlated with.
     """
-    return _correlate(grid, kernel, secret, own.columns, own.shape, other.columns, other.shape)
+    weighed = _weigh(grid, kernel, secret, own.columns, own.shape, other.shape)
+    if len(other.shape) == 2:
+        return Image(_in_place(grid, len(secret), torch.bmm(weighed, other.columns.mT)), None)
+    by_sample = (*weighed.shape[:2], other.shape[0], prod(other.shape[2:]))
+    theirs = other.columns.view(len(weighed), other.columns.shape[1], *by_sample[2:])
+    each = torch.matmul(weighed.view(by_sample).transpose(1, 2), theirs.permute(0, 2, 3, 1))
+    total, squares = (_in_place(grid, len(secret), one.sum(dim=1)) for one in (each, each.square()))
+    return Image(total, squares)
 
 
 def energy(grid: Grid, kernel: AnyKernel, parts: Tensor, own: Laid, other: Laid) -> Tensor:
     """Return Σ_b |own_b|² other_b², tap by tap: (*size, parts, channels of other), float32. Arguments: see `image`."""
-    return _correlate(grid, kernel, parts, own.squares, own.shape, other.squares, other.shape)
+    weighed = _weigh(grid, kernel, parts, own.squares, own.shape, other.shape)
+    return _in_place(grid, len(parts), torch.bmm(weighed, other.squares.mT))
 
 
-def _correlate(
-    grid: Grid,
-    kernel: AnyKernel,
-    weights: Tensor,
-    own: Tensor,
-    shape: torch.Size,
-    other: Tensor,
-    seen: torch.Size,
-) -> Tensor:
-    """Return Σ_b (weights own_b) other_b, of columns of samples of some shapes."""
+def _weigh(grid: Grid, kernel: AnyKernel, weights: Tensor, own: Tensor, shape: torch.Size, seen: torch.Size) -> Tensor:
+    """Return weights own, of columns of samples of a shape, as each tap sees it: (groups, taps * k, batch * space)."""
     (groups, each, _), k = own.shape, len(weights)
     weighed = torch.bmm(weights.view(k, groups, each).transpose(0, 1), own)
     if len(seen) > 2:
@@ -85,8 +95,12 @@ def _correlate(
         for tap, (targets, sources) in enumerate(taps(kernel, grid.size, shape[2:], seen[2:])):
             shifted[:, tap][:, :, :, *targets] = here[:, :, :, *sources]
         weighed = shifted.flatten(3).flatten(1, 2)
-    sums = torch.bmm(weighed, other.mT)
-    return sums.reshape(groups, *grid.size, k, -1).movedim(0, -2).flatten(-2)
+    return weighed
+
+
+def _in_place(grid: Grid, k: int, sums: Tensor) -> Tensor:
+    """Return sums (groups, taps * k, channels / groups) as (*size, k, channels)."""
+    return sums.reshape(len(sums), *grid.size, k, -1).movedim(0, -2).flatten(-2)
 
 
 @torch.no_grad()
@@ -100,7 +114,7 @@ def sketch(grid: Grid, secret: Tensor, x: Tensor, dy: Tensor) -> Tensor:
         dy: (batch, outputs, *space').
     """
     kernel = Transposed(grid.kernel)
-    return added([image(grid, kernel, secret, theirs, mine) for mine, theirs in laid(x, dy, grid.groups)])
+    return added([image(grid, kernel, secret, theirs, mine).total for mine, theirs in laid(x, dy, grid.groups)])
 
 
 def added(images: Sequence[Tensor]) -> Tensor:

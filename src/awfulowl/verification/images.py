@@ -16,6 +16,11 @@ each column of W (row, for images from the right), in units of κ u² (`verifica
   covariance of errors in weights and momentum. Where products are alike (constant inputs with equal gradients)
   sums err to one side, by n/4 units in the last place where they are all equal: n/(16 κ) |G_j|⁴/Σ_b |dy_b|²
   x_bj² is added, which is that where they are equal, and no more than the rest where their signs are random.
+  Sums may be far larger on their way than at their end: products of one sample's positions are alike, and those of
+  different samples cancel, as they have to before a batch normalisation, whose gradients add up to 0. So what each
+  run r of terms adds, G_r, counts too: (n + 3)/3 (Σ_r |G_rj|² - Σ_b |dy_b|² x_bj²) where that is more than 0, and for
+  products of a run that are all equal n p/(16 κ) Σ_r |G_rj|² with p terms in each, times the square of the share of
+  p to which they are alike.
   Errors of different steps are taken for independent. So they are as soon as anything about a batch changes;
   the same x and dy to the last bit at dozens of steps, such as constant inputs whose gradients are saturated,
   err alike each time, and may look like a lie.
@@ -43,7 +48,7 @@ for the first steps, the second later.
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -55,6 +60,7 @@ from awfulowl.randomness import Entropy
 from awfulowl.verification import compiled
 from awfulowl.verification.gradients import Laid, added, energy, image
 from awfulowl.verification.rounding import MEAN_SQUARE, ONE_SIDED, UNIT_ROUNDOFF
+from awfulowl.verification.steps import LEAST, Runs, Step, gained, gained_by_runs
 from awfulowl.verification.sums import AnyKernel, Transposed
 from awfulowl.verification.vectors import Vectors, project
 
@@ -63,31 +69,6 @@ LARGEST_SQUARE: Final = 3.0
 
 _SLACK: Final = 2.0**-40
 """Of weights and momentum, relative to their length: what a device loses below the second float32."""
-
-_LEAST: Final = 1e-300
-
-
-class Step(NamedTuple):
-    """What a gradient adds to a side.
-
-    `image` is (*size, k, b) float64, `energy` is Σ_b |dy_b|² x_b² (*size, parts, b), and `terms` is the number of
-    products in each number of the gradient.
-    """
-
-    image: Tensor
-    energy: Tensor
-    terms: int
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether all numbers are."""
-        return math.isfinite(float(self.image.sum())) and math.isfinite(float(self.energy.max()))
-
-    @staticmethod
-    def total(steps: Sequence["Step"]) -> "Step":
-        """Return the sum of some."""
-        image, energy = added([step.image for step in steps]), added([step.energy for step in steps])
-        return Step(image, energy, sum(step.terms for step in steps))
 
 
 class Side:
@@ -209,11 +190,16 @@ class Side:
         grid = self._grid
         kernel: AnyKernel = grid.kernel if self._transposed else Transposed(grid.kernel)
         own, other = (x, dy) if self._transposed else (dy, x)
-        return Step(
-            image(grid, kernel, self.secret, own, other),
-            energy(grid, kernel, self._parts, own, other),
-            dy.columns.shape[-1],
-        )
+        total, squares = image(grid, kernel, self.secret, own, other)
+        terms = dy.columns.shape[-1]
+        runs = None if squares is None else Runs(self._mean(squares), terms / max(1, dy.shape[0]))
+        return Step(total, energy(grid, kernel, self._parts, own, other), terms, runs)
+
+    def joined(self, steps: Sequence[Step]) -> Step:
+        """Return the sum of what the rows of one batch add, cut where one run ends."""
+        whole = Step.total(steps)
+        runs = Runs(added([self._length_squared(step.image) for step in steps]), whole.terms / len(steps))
+        return whole._replace(runs=runs)
 
     def move(self, rule: Descent, step: Step) -> None:
         """Follow the weights through a step along a gradient."""
@@ -222,12 +208,17 @@ class Side:
         if found is not None:
             self.weight, self.momentum, self._tracked = found
             self._whole = None
-            return
+        else:
+            self._move(rule, step, carrying)
+        if step.runs is not None:
+            self._tracked[:3] += torch.einsum("n,...->n...", carrying[0][:, 3], gained_by_runs(step, step.runs))
+
+    def _move(self, rule: Descent, step: Step, carrying: tuple[Tensor, Tensor]) -> None:
         before, gradient, known = self.weight, step.image, self.energy.sqrt()
         self.weight, self.momentum = rule.moved(before, self.momentum, gradient)
         sizes = self._length_squared(torch.stack([before, self.momentum, gradient]))
         errors, kept = carrying
-        noise, reach = _combined(errors, (*self._noise, _gained(step, sizes[2]))), self._reach
+        noise, reach = _combined(errors, (*self._noise, gained(step, sizes[2]))), self._reach
         weight, momentum, along = sizes.sqrt()
         # Three images of a column may all be near 0 by chance; what else is known of its length is not.
         weight = torch.maximum(weight, known / 2)
@@ -243,13 +234,17 @@ class Side:
 
     def _moved(self, rule: Descent, step: Step, carrying: tuple[Tensor, Tensor]) -> compiled.Moved | None:
         """Do the same in one loop, if there is one."""
-        gain = (step.terms + 3) / 3, ONE_SIDED * step.terms, float(step.terms), _LEAST
+        gain = (step.terms + 3) / 3, ONE_SIDED * step.terms, float(step.terms), LEAST
         images = self.weight, self.momentum, step.image, self._start
         return compiled.advance(rule.numbers, carrying, gain, images, self._base, step.energy, self._tracked)
 
     def _length_squared(self, image: Tensor) -> Tensor:
         """Estimate Σ_i W_ij² from images of W: (..., k, b) to (..., parts, b)."""
-        return self._by_part(image.square()).mean(dim=-2)
+        return self._mean(image.square())
+
+    def _mean(self, squares: Tensor) -> Tensor:
+        """Return the mean over the vectors of each part: (..., parts * k, b) to (..., parts, b)."""
+        return self._by_part(squares).mean(dim=-2)
 
     def _by_part(self, images: Tensor) -> Tensor:
         """Set the parts apart: (..., parts * k, b) to (..., parts, k, b)."""
@@ -269,13 +264,13 @@ class Side:
     def stretched(self) -> float:
         """By how much the weights have changed since they were last known, as a multiple of their length."""
         change = float(self._length_squared(self.weight - self._start).sum())
-        return math.sqrt(change / max(float(self._base.sum()), _LEAST))
+        return math.sqrt(change / max(float(self._base.sum()), LEAST))
 
     @property
     def drift(self) -> float:
         """The expected length of the weights' error, relative to the weights."""
         error = MEAN_SQUARE * UNIT_ROUNDOFF**2 * float(self.strayed.sum())
-        return math.sqrt(error / max(float(self.energy.sum()), _LEAST))
+        return math.sqrt(error / max(float(self.energy.sum()), LEAST))
 
     def agrees(self, found: Sequence[Tensor], chosen: Sequence[int], across: Tensor | slice, z: float) -> bool:
         """Say whether images of weights and momentum are those that ours moved to, as far as rounding can tell.
@@ -345,14 +340,6 @@ def vectors_of(secret: Tensor, image: Tensor, spread: Tensor) -> Vectors:
 
 def _squares(secret: Tensor) -> Tensor:
     return torch.full((1, secret.shape[1]), LARGEST_SQUARE)
-
-
-def _gained(step: Step, size: Tensor) -> Tensor:
-    """Return the variance of what sums of float32 products leave behind in a gradient; `size` is Σ_i G_ij²."""
-    # 1 for products of random signs, `terms` for equal ones; more where energies are below what float32 can hold
-    alike = (size / step.energy.double().clamp_min(_LEAST)).clamp_max(step.terms)
-    each = (step.terms + 3) / 3
-    return each * (step.energy + size) + ONE_SIDED * step.terms * alike * size
 
 
 def _combined(matrix: Tensor, tensors: Sequence[Tensor]) -> Tensor:

@@ -18,13 +18,12 @@ from torch import Tensor
 from awfulowl.arithmetic.adaptation import Adaptation
 from awfulowl.blocks.kernels import Kernel, gradient
 from awfulowl.verification.freivalds import Z
-from awfulowl.verification.rounding import MEAN_SQUARE, ONE_SIDED, SMALLEST, UNIT_ROUNDOFF, variance
+from awfulowl.verification.rounding import MEAN_SQUARE, SMALLEST, UNIT_ROUNDOFF
+from awfulowl.verification.steps import Runs, Step, cut_in_runs, gained, gained_by_runs
 from awfulowl.verification.vectors import project
 
 _ROUNDINGS: Final = 4 * UNIT_ROUNDOFF
 """Each line of a step rounds each of its numbers at most so often."""
-
-_LEAST: Final = 1e-300
 
 _FURTHER: Final = 1.01
 """Rounding may take a momentum a little further than its mean square allows."""
@@ -46,16 +45,27 @@ def gradient_of(kernel: Kernel, shape: Sequence[int], pairs: Sequence[tuple[Tens
         pairs: of each batch x (samples, inputs, *space) and dy (samples, outputs, *space').
         groups: of a convolution, in this block.
     """
-    value, energy, terms = torch.zeros(*shape, dtype=torch.float64), torch.zeros(*shape, dtype=torch.float64), 0
-    for x, dy in pairs:
-        mine, theirs = x.double(), dy.double()
-        value += gradient(kernel, tuple(shape[2:]), mine, theirs, groups)
-        energy += gradient(kernel, tuple(shape[2:]), mine.square(), theirs.square(), groups)
-        terms += len(dy) * math.prod(dy.shape[2:])
-    square = value.square()
-    alike = square / energy.clamp_min(_LEAST)
-    one_sided = MEAN_SQUARE * UNIT_ROUNDOFF**2 * ONE_SIDED * terms * alike * square
-    return Gradient(value, Z * (variance(terms) * (energy + square) + one_sided).sqrt() + terms * SMALLEST)
+    nothing = torch.zeros(*shape, dtype=torch.float64)
+    step = Step.total([Step(nothing, nothing, 0), *(_step_along(kernel, shape, x, dy, groups) for x, dy in pairs)])
+    noise = gained(step, step.image.square())
+    if step.runs is not None:
+        noise += gained_by_runs(step, step.runs)
+    return Gradient(step.image, Z * UNIT_ROUNDOFF * (MEAN_SQUARE * noise).sqrt() + step.terms * SMALLEST)
+
+
+def _step_along(kernel: Kernel, shape: Sequence[int], x: Tensor, dy: Tensor, groups: int) -> Step:
+    mine, theirs, size = x.double(), dy.double(), tuple(shape[2:])
+    rows = x.dim() == 2
+    runs = cut_in_runs(mine, theirs) if rows else list(zip(torch.split(mine, 1), torch.split(theirs, 1), strict=True))
+    value, squares = (torch.zeros(*shape, dtype=torch.float64) for _ in range(2))
+    for some, others in runs:
+        found = gradient(kernel, size, some, others, groups)
+        value += found
+        squares += found.square()
+    energy = gradient(kernel, size, mine.square(), theirs.square(), groups)
+    terms = len(dy) * math.prod(dy.shape[2:])
+    alone = rows and len(runs) == 1
+    return Step(value, energy, terms, None if alone else Runs(squares, terms / max(1, len(runs))))
 
 
 class Reworked:

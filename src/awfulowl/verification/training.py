@@ -42,8 +42,9 @@ from awfulowl.errors import InputError
 from awfulowl.randomness import Entropy
 from awfulowl.verification.freivalds import VECTORS, Expectation, Z
 from awfulowl.verification.gradients import added, laid
-from awfulowl.verification.images import LARGEST_SQUARE, Side, Step, vectors_of
+from awfulowl.verification.images import LARGEST_SQUARE, Side, vectors_of
 from awfulowl.verification.rounding import SMALLEST, variance
+from awfulowl.verification.steps import Step, cut_in_runs
 from awfulowl.verification.sums import Expected, Transposed, expect
 from awfulowl.verification.vectors import Vectors, project, together
 
@@ -179,6 +180,13 @@ class TrainingCheck:
     @torch.no_grad()
     def see(self, x: Tensor, dy: Tensor) -> Seen:
         """Return what a batch adds to the gradient: x (batch, inputs, *space), dy (batch, outputs, *space')."""
+        runs = cut_in_runs(x, dy) if x.dim() == 2 else []
+        if len(runs) < 2:
+            return self._see(x, dy)
+        left, right = zip(*(self._see(*run) for run in runs), strict=True)
+        return self._left.joined(left), self._right.joined(right)
+
+    def _see(self, x: Tensor, dy: Tensor) -> Seen:
         whole = self._left.step_of(x, dy), self._right.step_of(x, dy)
         if whole[0] is not None and whole[1] is not None:
             return whole[0], whole[1]

@@ -15,8 +15,9 @@ from awfulowl.errors import ModelError
 from awfulowl.randomness import Entropy
 from awfulowl.verification import sums
 from awfulowl.verification.gradients import laid
-from awfulowl.verification.images import LARGEST_SQUARE, Side, Step
+from awfulowl.verification.images import LARGEST_SQUARE, Side
 from awfulowl.verification.rounding import MEAN_SQUARE, UNIT_ROUNDOFF
+from awfulowl.verification.steps import Step
 from tests.unit.verification.descents import LAYERS, batch_of, moved, projected, rules, true_gradient
 from tests.unit.verification.shapes import Layer, dense, layers, some
 
