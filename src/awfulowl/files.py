@@ -106,10 +106,10 @@ def _remove(path: Path, lock: int | None) -> None:
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Write a file beside its place, under a name that nobody can foresee, flush it, and put it there for good.
+    """Write a file beside its place, under a name that nobody can foresee, flush it, and put it there.
 
     Raises:
-        OSError: it cannot be written, and an older file is as it was; or the directory cannot be flushed.
+        OSError: it cannot be written; an older file is as it was.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     side = Path(name)
@@ -120,7 +120,6 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
             file.flush()
             os.fsync(descriptor)
         side.replace(path)
-        flush_directory(path.parent)
     finally:
         side.unlink(missing_ok=True)
 

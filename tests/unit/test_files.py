@@ -35,19 +35,6 @@ def test_nothing_is_left_behind_where_it_cannot_be_put(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_file_is_flushed_before_it_is_there_and_its_directory_afterwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flushed: list[tuple[bool, bool]] = []
-
-    def fsync(descriptor: int) -> None:
-        flushed.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), (tmp_path / "file").exists()))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    write_whole(tmp_path / "file", b"whole")
-    assert flushed == [(False, False), (True, True)]
-
-
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_directory_is_flushed_itself_and_closed_whatever_comes_of_it(
     fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
