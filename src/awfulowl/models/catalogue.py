@@ -1,13 +1,11 @@
 """From a MODEL argument to a model and an example of its input."""
 
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Final, NamedTuple
 
 import torch
@@ -19,6 +17,7 @@ from awfulowl.models.digits import DigitsNet
 from awfulowl.models.mlp import Mlp
 from awfulowl.models.seeding import seeded
 from awfulowl.models.transformer import Transformer, TransformerConfig
+from awfulowl.models.user_code import run_file
 
 _MOST = 1_000_000
 """A width or a number of classes above this is a slip of the keyboard."""
@@ -124,7 +123,7 @@ def _number(text: str, model: str, wanted: str) -> int:
 
 def _user_example(path: Path, function: str) -> Example:
     with _beside(path):
-        factory = getattr(_module(path), function, None)
+        factory = getattr(run_file(path, "user", "function"), function, None)
         if not callable(factory):
             raise InputError(f"{path}: no function {function!r}; give the name of one that returns a model")
         if any(_required(parameter) for parameter in inspect.signature(factory).parameters.values()):
@@ -141,20 +140,6 @@ def _user_example(path: Path, function: str) -> Example:
 def _required(parameter: inspect.Parameter) -> bool:
     variadic = parameter.kind in {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     return parameter.default is inspect.Parameter.empty and not variadic
-
-
-def _module(path: Path) -> ModuleType:
-    name = f"awfulowl_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise InputError(f"{path}: no such Python file; give path/to/file.py:function")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise InputError(f"{path}: cannot be imported: {error}") from error
-    return module
 
 
 @contextmanager

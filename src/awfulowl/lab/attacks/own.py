@@ -1,14 +1,13 @@
 """A user's own attack, from a file."""
 
-import importlib.util
 import inspect
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from awfulowl.errors import InputError
 from awfulowl.lab.attacks.base import Attack
 from awfulowl.lab.attacks.catalogue import ATTACKS, find_attacks
+from awfulowl.models.user_code import run_file
 
 
 def resolve(names: Iterable[str]) -> list[Attack]:
@@ -28,15 +27,7 @@ def resolve(names: Iterable[str]) -> list[Attack]:
 def _own(text: str) -> Attack:
     place, _, name = text.rpartition(":")
     path = Path(place)
-    spec = importlib.util.spec_from_file_location(f"awfulowl_attack_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise InputError(f"{path}: no such Python file; give path/to/file.py:Class")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    try:
-        spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise InputError(f"{path}: cannot be imported: {error}") from error
+    module = run_file(path, "attack", "Class")
     kind = getattr(module, name, None)
     if not (inspect.isclass(kind) and issubclass(kind, Attack)) or inspect.isabstract(kind):
         raise InputError(
