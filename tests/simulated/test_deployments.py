@@ -35,12 +35,17 @@ def expect_right(scattered: nn.Module, model: nn.Module, plan: Plan) -> None:
 
 
 def restart_all(fleet: MemoryFleet) -> None:
-    """Start one device after the other anew, and wait until it has its blocks again."""
+    """Start one device after the other anew, and wait until it has its blocks again, and a little for any others."""
+    held = fleet.held_blocks
     for name in PARTIES:
         fleet.kill(name)
         fleet.wait(0.05)
         fleet.start(name)
-        fleet.wait(1)
+        for _ in range(200):
+            fleet.wait(0.05)
+            if fleet.held_blocks >= held:
+                break
+        fleet.wait(0.1)
 
 
 def expect_nobody_blamed(fleet: MemoryFleet) -> None:
